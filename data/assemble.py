@@ -1,0 +1,169 @@
+"""From one slice of k-space to a `Measurement`: checks, coil maps, noise level and scale, the same for every reader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from treg_med.data.records import Geometry, Measurement
+from treg_med.errors import FormatError, GeometryError, NumericsError
+from treg_med.operators import CartesianMRI, centered_ifft2, estimate_noise_std, estimate_sensitivity_maps
+
+__all__ = ["INVERSE_CRIME", "assemble_measurement", "check_finite", "check_mask", "robust_scale"]
+
+INVERSE_CRIME = (
+    "simulated measurement (inverse crime): k-space was computed from a magnitude image with the same model that reconstructs it; "
+    "results are better than on measured data"
+)
+_SCALE_QUANTILE = 0.999
+# Side of the central block whose sampling density decides whether zero-filling keeps the brightness of the image.
+_CENTER_BLOCK = 8
+
+
+def check_finite(kspace: Tensor, index: int) -> None:
+    """Refuse NaN and Inf.
+
+    Raises
+    ------
+    NumericsError
+        Names the first bad sample and how many there are.
+    """
+    bad = ~torch.isfinite(torch.view_as_real(kspace.resolve_conj())).all(-1)
+    count = int(bad.sum())
+    if count:
+        first = tuple(int(v) for v in bad.nonzero()[0])
+        raise NumericsError(
+            f"expected finite k-space, got {count} NaN or Inf samples in slice {index}, the first at (coil, row, column) {first}; "
+            "export the scan again, or set the mask to 0 there"
+        )
+
+
+def check_mask(values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return a mask from a file as (H, W) bool.
+
+    Parameters
+    ----------
+    values
+        (H, W) or (W,), boolean or 0 and 1 of any type.
+    shape
+        (H, W) of the k-space.
+
+    Raises
+    ------
+    GeometryError
+        If the shape does not fit.
+    FormatError
+        If it holds anything but 0 and 1, or samples nothing.
+    """
+    came = tuple(values.shape)
+    if came not in (shape, shape[1:]):
+        hint = "transpose it" if came == shape[::-1] else "store one value per k-space position or per column"
+        raise GeometryError(f"expected a mask of shape {shape} or {shape[1:]}, got {came}; {hint}")
+    if values.is_complex() or not bool(((values == 0) | (values == 1)).all()):
+        raise FormatError(f"expected a mask of 0 and 1, got other values ({values.dtype}); store it as uint8 0/1")
+    mask = (values != 0).expand(shape).clone()
+    if not bool(mask.any()):
+        raise FormatError(f"expected a mask that samples something, got all zeros {came}; store 1 where k-space was measured")
+    return mask
+
+
+def robust_scale(kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> float:
+    """Return the factor that brings the maximum of a typical image to about 1.
+
+    ``scale = 1 / (99.9th percentile of the zero-filled root-sum-of-squares magnitude)``. A fully sampled centre keeps its
+    brightness, which zero-filling lowers by little (the percentile, unlike the maximum, ignores single bright pixels). Where the
+    centre itself is sampled with density d < 1, zero-filling scales the image by d, and the percentile is divided by d. Maps
+    whose squares do not sum to 1 are divided out. An empty slice has scale 1.
+
+    Parameters
+    ----------
+    kspace
+        (coils, H, W) complex.
+    mask
+        (H, W) bool.
+    maps
+        (coils, H, W) complex or None.
+    """
+    magnitude = torch.linalg.vector_norm(centered_ifft2(kspace), dim=0)
+    if maps is not None:
+        gain = torch.linalg.vector_norm(maps, dim=0)
+        magnitude = torch.where(gain > 0.1 * gain.max(), magnitude / gain.clamp_min(1e-12), 0)
+    rows, columns = (slice(max(0, n // 2 - _CENTER_BLOCK // 2), n // 2 + _CENTER_BLOCK // 2) for n in mask.shape)
+    density = float(mask[rows, columns].float().mean()) or float(mask.float().mean())
+    position = max(1, round(_SCALE_QUANTILE * magnitude.numel()))
+    value = float(magnitude.flatten().kthvalue(position).values) / density
+    return 1.0 / value if value > 0 else 1.0
+
+
+def assemble_measurement(
+    kspace: Tensor,
+    mask: Tensor,
+    *,
+    index: int,
+    geometry: Geometry,
+    provenance: Mapping[str, Any],
+    maps: Tensor | None = None,
+    noise_std: float | None = None,
+    target: Tensor | None = None,
+) -> Measurement:
+    """Build the measurement of one slice.
+
+    Coil maps and noise level that are not given are estimated from the data, and the provenance says so.
+
+    Parameters
+    ----------
+    kspace
+        (coils, H, W) complex; samples outside ``mask`` are dropped.
+    mask
+        (H, W) bool.
+    index
+        Slice of the scan.
+    geometry
+        Of the scan.
+    provenance
+        Facts from the reader; ``warnings`` is extended.
+    maps
+        (coils, H, W), or None.
+    noise_std
+        Noise level per sample, or None.
+    target
+        (H, W) reference, or None.
+
+    Raises
+    ------
+    NumericsError
+        If the data hold NaN or Inf, or nothing but zeros where a coil map or noise level has to be estimated.
+    GeometryError
+        If several coils have no fully sampled centre to estimate maps from.
+    """
+    facts = dict(provenance)
+    warnings = list(facts.get("warnings", ()))
+    check_finite(kspace, index)
+    # where, unlike a product with the mask, leaves no negative zeros behind.
+    y = torch.where(mask, kspace, torch.zeros((), dtype=kspace.dtype))
+    if maps is None and y.shape[0] > 1:
+        if not bool(y.any()):
+            raise NumericsError(f"slice {index} holds only zeros, so coil maps cannot be estimated; leave this slice out")
+        maps = estimate_sensitivity_maps(y, mask)
+        facts["sensitivity_maps"] = "estimated from the calibration region (ESPIRiT)"
+    else:
+        facts["sensitivity_maps"] = "given" if maps is not None else "single coil"
+    if noise_std is None:
+        noise_std = estimate_noise_std(y, mask)
+        facts["noise_std"] = "estimated"
+        warnings.append("the noise level was estimated from the highest sampled frequencies; residuals depend on it")
+    else:
+        facts["noise_std"] = "given"
+    facts["warnings"] = tuple(dict.fromkeys(warnings))
+    return Measurement(
+        y=y,
+        operator=CartesianMRI(mask, maps),
+        noise_std=noise_std,
+        scale=robust_scale(y, mask, maps),
+        target=target,
+        geometry=geometry.at_slice(index),
+        provenance=facts,
+    )

@@ -1,0 +1,165 @@
+"""From header fields to a sentence, and from a sentence to a warning.
+
+Only whitelisted words ever leave this file: a header field is looked up, never copied, so that a name, a date or a record number in
+a header cannot reach a prompt, a log or a sidecar.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from treg_med.errors import ConfigError
+
+__all__ = ["MAX_TEXT_LENGTH", "ScanWords", "check_text", "suggest_text", "words_from_label"]
+
+#: Longest text accepted, in characters; text encoders read 77 tokens, so anything near this is a mistake.
+MAX_TEXT_LENGTH = 2000
+
+_CONTRAST_PHRASES = {
+    "T1w": "T1-weighted",
+    "T1w+Gd": "contrast-enhanced T1-weighted",
+    "T2w": "T2-weighted",
+    "FLAIR": "T2-FLAIR",
+    "PDw": "proton-density-weighted",
+    "PDw+FS": "fat-suppressed proton-density-weighted",
+}
+_PLANES = ("axial", "coronal", "sagittal")
+_ANATOMIES = ("brain", "knee", "breast", "prostate", "spine", "heart", "abdomen")
+_MODALITIES = ("MRI", "CT")
+
+# Tokens of acquisition labels and file names, upper case, that mean something.
+_CONTRAST_TOKENS = {
+    "T1": "T1w", "T1W": "T1w", "T1PRE": "T1w", "MPRAGE": "T1w", "T1POST": "T1w+Gd", "T1GD": "T1w+Gd", "T1C": "T1w+Gd", "T1CE": "T1w+Gd",
+    "T2": "T2w", "T2W": "T2w", "FLAIR": "FLAIR", "T2FLAIR": "FLAIR", "PD": "PDw", "PDW": "PDw", "PDFS": "PDw+FS",
+}  # fmt: skip
+_PLANE_TOKENS = {"AX": "axial", "TRA": "axial", "COR": "coronal", "SAG": "sagittal"} | {p.upper(): p for p in _PLANES}
+
+
+@dataclass(frozen=True)
+class ScanWords:
+    """The whitelisted facts that a prompt may be made of; None where unknown.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not in the whitelist.
+    """
+
+    modality: str | None = None
+    anatomy: str | None = None
+    contrast: str | None = None
+    plane: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("modality", _MODALITIES), ("anatomy", _ANATOMIES), ("contrast", tuple(_CONTRAST_PHRASES)), ("plane", _PLANES)
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ConfigError(f"expected {name} to be one of {', '.join(allowed)}, got {_excerpt(value)}")
+
+    @classmethod
+    def from_header(cls, **fields: object) -> ScanWords:
+        """Keep the whitelisted values of header fields and drop everything else."""
+        kept: dict[str, str] = {}
+        for name, allowed in (
+            ("modality", _MODALITIES), ("anatomy", _ANATOMIES), ("contrast", tuple(_CONTRAST_PHRASES)), ("plane", _PLANES)
+        ):  # fmt: skip
+            value = fields.get(name)
+            text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+            match = {a.lower(): a for a in allowed}.get(text.strip().lower())
+            if match is not None:
+                kept[name] = match
+        return cls(**kept)
+
+
+def suggest_text(words: ScanWords) -> str | None:
+    """Return a sentence such as ``"axial T1-weighted brain MRI"``, or None if neither contrast, plane nor anatomy is known."""
+    if words.contrast is None and words.plane is None and words.anatomy is None:
+        return None
+    phrase = _CONTRAST_PHRASES[words.contrast] if words.contrast else None
+    return " ".join(part for part in (words.plane, phrase, words.anatomy, words.modality or "MRI") if part)
+
+
+def words_from_label(label: str, *, modality: str | None = "MRI") -> ScanWords:
+    """Look up the whitelisted words in an acquisition label (``AXT1POST``, ``CORPDFS_FBK``) or a file name.
+
+    Unknown parts are ignored and never copied.
+    """
+    tokens = [t for t in re.split(r"[^A-Za-z0-9]+", label) if t]
+    plane, contrast, anatomy = None, None, None
+    for token in (t.upper() for t in tokens):
+        prefix = next((p for p in ("AX", "COR", "SAG", "TRA") if token.startswith(p) and token[len(p) :] in _CONTRAST_TOKENS), None)
+        plane = plane or (_PLANE_TOKENS[prefix] if prefix else _PLANE_TOKENS.get(token))
+        contrast = contrast or _CONTRAST_TOKENS.get(token[len(prefix) :] if prefix else token)
+        anatomy = anatomy or (token.lower() if token.lower() in _ANATOMIES else None)
+    return ScanWords(modality=modality, anatomy=anatomy, contrast=contrast, plane=plane)
+
+
+_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    (
+        "a date",
+        re.compile(
+            r"\b(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
+            rf"|\d{{1,2}}\.?\s+(?:{_MONTHS})[a-z]*\.?,?\s+\d{{2,4}}|(?:{_MONTHS})[a-z]*\.?\s+\d{{1,2}},?\s+\d{{4}})\b",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        "a record number",
+        re.compile(r"\b(?:(?:mrn|patient\s*id|record|accession|id|no)[\s.:#]*\d{3,}|[A-Z]{0,3}\d{6,})\b", re.IGNORECASE),
+    ),
+    (
+        "a name",
+        re.compile(
+            r"\b(?:Mr|Mrs|Ms|Dr|Prof)\.?\s+[A-Z][a-z]+|\b[A-Z][A-Za-z'-]+\^[A-Z]"
+            r"|\b(?:[Pp]atient|[Nn]ame)\b(?:\s+[Nn]ame)?\s*[:=]?\s+[A-Z][a-z]+\s+[A-Z][a-z]+"
+        ),
+    ),
+)
+# Two capitalised words in a row are a name unless medicine capitalises them.
+_TWO_CAPITALS = re.compile(r"\b([A-Z][a-z]{2,})[ ,]+([A-Z][a-z]{2,})\b")
+_CAPITALISED_TERMS = frozenset(
+    "Axial Coronal Sagittal Magnetic Resonance Imaging Computed Tomography Multiple Sclerosis Brain Knee Chest Spin Echo Turbo Fast Gradient "
+    "Inversion Recovery Proton Density Weighted Contrast Enhanced Head Neck Image Scan Slice Healthy Volunteer Left Right Upper Lower "
+    "Middle White Matter Grey Gray Low High Grade Post Pre With Without Alzheimer Parkinson Chiari Virchow Robin Schwann Dandy Walker".split()
+)
+
+
+def check_text(text: str | None) -> tuple[str, ...]:
+    """Check a user's text; return warnings where it seems to hold personal data.
+
+    The text reaches the sidecar of every output, so a name, a date or a record number in it would too. None, no text, is fine.
+
+    Raises
+    ------
+    ConfigError
+        If the text is not a string or longer than 2000 characters.
+    """
+    if text is None:
+        return ()
+    if not isinstance(text, str):
+        raise ConfigError(f"expected the text to be a string, got {type(text).__name__}; pass a sentence or None")
+    if len(text) > MAX_TEXT_LENGTH:
+        raise ConfigError(
+            f"expected a text of at most {MAX_TEXT_LENGTH} characters, got {len(text)}; "
+            "describe the scan in one sentence, for example 'axial T2-FLAIR brain MRI'"
+        )
+    found = [what for what, pattern in _PATTERNS if pattern.search(text)]
+    if "a name" not in found and _looks_like_a_name(_TWO_CAPITALS.findall(text)):
+        found.append("a name")
+    return tuple(
+        f"the text seems to hold {what}; it is stored in the output's sidecar, so remove personal data" for what in found
+    )
+
+
+def _looks_like_a_name(pairs: Iterable[tuple[str, str]]) -> bool:
+    return any(a not in _CAPITALISED_TERMS and b not in _CAPITALISED_TERMS for a, b in pairs)
+
+
+def _excerpt(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

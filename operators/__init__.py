@@ -1,0 +1,59 @@
+"""Physics: linear operators, sampling masks, receive coils and noise. Torch only: no files, no diffusion."""
+
+from treg_med.operators.base import (
+    AdjointOperator,
+    Composition,
+    Identity,
+    LinearOperator,
+    Scaled,
+    Sum,
+)
+from treg_med.operators.cartesian_mri import CartesianGram, CartesianMRI
+from treg_med.operators.checks import OperatorCheck, OperatorReport, check_operator
+from treg_med.operators.coils import (
+    birdcage_maps,
+    calibration_region,
+    compress_coils,
+    estimate_sensitivity_maps,
+)
+from treg_med.operators.conjugate_gradient import CGResult, conjugate_gradient
+from treg_med.operators.fourier import centered_fft2, centered_ifft2
+from treg_med.operators.masks import (
+    SamplingMask,
+    equispaced_mask,
+    gaussian_mask_1d,
+    gaussian_mask_2d,
+    poisson_disc_mask,
+    random_mask,
+)
+from treg_med.operators.noise import complex_gaussian_noise, estimate_noise_std
+
+__all__ = [
+    "AdjointOperator",
+    "CGResult",
+    "CartesianGram",
+    "CartesianMRI",
+    "Composition",
+    "Identity",
+    "LinearOperator",
+    "OperatorCheck",
+    "OperatorReport",
+    "SamplingMask",
+    "Scaled",
+    "Sum",
+    "birdcage_maps",
+    "calibration_region",
+    "centered_fft2",
+    "centered_ifft2",
+    "check_operator",
+    "complex_gaussian_noise",
+    "compress_coils",
+    "conjugate_gradient",
+    "equispaced_mask",
+    "estimate_noise_std",
+    "estimate_sensitivity_maps",
+    "gaussian_mask_1d",
+    "gaussian_mask_2d",
+    "poisson_disc_mask",
+    "random_mask",
+]

@@ -1,0 +1,296 @@
+"""Cartesian MRI, single and multi coil: y = M F S x."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from treg_med.errors import ConfigError, GeometryError
+from treg_med.operators.base import LinearOperator
+from treg_med.operators.masks import SamplingMask
+
+__all__ = ["CartesianGram", "CartesianMRI"]
+
+# Coils are grouped so that one temporary fits the cache of a core; accelerators take all coils at once.
+_CACHE_BYTES = 1 << 20
+
+
+class CartesianMRI(LinearOperator):
+    """Undersampled multi-coil Fourier measurement of an image.
+
+    y_c = M F (S_c x),  A^H y = sum_c conj(S_c) F^H (M y_c)
+
+    with F the orthonormal DFT whose origin lies at index ``n // 2`` of both domains (any lengths, even or odd), M the
+    sampling mask and S_c the sensitivity map of coil c. Images are ``(*batch, H, W)``, k-space is
+    ``(*batch, coils, H, W)``; unsampled entries of ``forward`` are exactly +0.
+
+    Parameters
+    ----------
+    mask
+        ``(H, W)`` boolean or 0/1, or ``(W,)`` for a pattern that is the same in every row, or a `SamplingMask`.
+    sensitivity_maps
+        Complex ``(coils, H, W)``; None is one coil of sensitivity 1 (k-space keeps a coil axis of length 1).
+
+    Raises
+    ------
+    GeometryError
+        If the shapes do not fit together or the mask samples nothing.
+    ConfigError
+        If the mask is not 0/1, or the maps are not complex and finite.
+
+    Notes
+    -----
+    Pruessmann et al., Magn. Reson. Med. 42 (1999) 952 (SENSE). The shifts of the centred transform are free: with
+    xs[m] = x[m + n//2], (F x)[k] = sum_m p[m] xs[m] exp(-2 pi i k m / n), p[m] = exp(2 pi i (n//2) m / n) / sqrt(n), and p
+    is stored in the shifted maps. Coils are looped over so that each temporary stays in cache. Where whole lines are
+    sampled, only sampled lines are transformed along the line.
+    """
+
+    mask: Tensor
+    sensitivity_maps: Tensor | None
+
+    def __init__(self, mask: Tensor | SamplingMask, sensitivity_maps: Tensor | None = None) -> None:
+        pattern, maps = _checked_inputs(mask, sensitivity_maps)
+        height, width = pattern.shape
+        super().__init__((height, width), (1 if maps is None else maps.shape[0], height, width), is_complex=True)
+        self.register_buffer("mask", pattern, persistent=False)
+        self.register_buffer("sensitivity_maps", maps, persistent=False)
+        self._n_sampled = int(pattern.sum())
+        self._line_axis = _line_axis(pattern)
+        # A A^H = M, which closes prox, pinv and norm, holds for one coil of unit modulus only.
+        self._unit_coil = maps is None or (
+            maps.shape[0] == 1 and bool(torch.allclose(maps.abs(), torch.ones_like(maps.real), rtol=0, atol=1e-6))
+        )
+
+    @property
+    def n_coils(self) -> int:
+        """Number of receive coils (1 without maps)."""
+        return self.range_shape[0]
+
+    @property
+    def n_sampled(self) -> int:
+        """Number of sampled k-space positions of one coil."""
+        return self._n_sampled
+
+    @property
+    def acceleration(self) -> float:
+        """True acceleration, H W / (sampled positions)."""
+        return self.mask.numel() / self._n_sampled
+
+    @property
+    def gram(self) -> LinearOperator:
+        """The normal operator in one pass per coil, one-dimensional where whole lines are sampled."""
+        return CartesianGram(self)
+
+    def norm(self, *, max_iter: int = 100, rtol: float = 1e-4) -> float:
+        """Return the spectral norm: 1 for a single coil of unit modulus, else by power iteration (cached)."""
+        return 1.0 if self._unit_coil else super().norm(max_iter=max_iter, rtol=rtol)
+
+    def pinv(
+        self, y: Tensor, *, x0: Tensor | None = None, max_iter: int = 100, rtol: float = 1e-6
+    ) -> Tensor:
+        """Return the least-squares solution nearest to ``x0``; closed form for a single coil of unit modulus."""
+        if not self._unit_coil:
+            return super().pinv(y, x0=x0, max_iter=max_iter, rtol=rtol)
+        return self.adjoint(y) if x0 is None else x0 + self.adjoint(y - self.forward(x0))
+
+    def prox(
+        self, x0: Tensor, y: Tensor, weight: float | Tensor, *, max_iter: int = 50, rtol: float = 1e-6
+    ) -> Tensor:
+        """Return argmin_x 1/2 ||A x - y||^2 + weight/2 ||x - x0||^2.
+
+        For a single coil of unit modulus, x = x0 + A^H (y - A x0) / (1 + weight); else conjugate gradients.
+        Parameters and errors as in `LinearOperator.prox`.
+        """
+        if not self._unit_coil:
+            return super().prox(x0, y, weight, max_iter=max_iter, rtol=rtol)
+        x0, y, column = self._prox_arguments(x0, y, weight)
+        return x0 + self.adjoint(y - self.forward(x0)) / (1 + column)
+
+    def _matvec(self, x: Tensor) -> Tensor:
+        maps, _ = self._folded(x.dtype)
+        images = self._shifted_images(x)
+        kspace = x.new_empty(images.shape[0], *self.range_shape) if self._line_axis is None else x.new_zeros(
+            images.shape[0], *self.range_shape
+        )
+        for image, coils in ((i, c) for i in range(images.shape[0]) for c in self._coil_blocks(x)):
+            coil_images = maps[coils] * images[image]
+            if self._line_axis is None:
+                spectrum = torch.fft.fft2(coil_images)
+                torch.bitwise_and(_bits(spectrum), self._mask_bits(x.dtype), out=_bits(kspace[image, coils]))
+            else:
+                lines = torch.fft.fft(coil_images, dim=self._line_axis).index_select(self._line_axis, self._lines())
+                lines = torch.fft.fft(lines, dim=_other(self._line_axis))
+                kspace[image, coils].index_copy_(self._line_axis, self._lines(), lines)
+        return kspace.reshape(*x.shape[:-2], *self.range_shape)
+
+    def _rmatvec(self, y: Tensor) -> Tensor:
+        _, conjugate_maps = self._folded(y.dtype)
+        kspace = y.resolve_conj().resolve_neg().reshape(-1, *self.range_shape)
+        images = y.new_zeros(kspace.shape[0], *self.domain_shape)
+        # Unsampled lines of the workspace stay zero for all coils.
+        work = y.new_zeros(self._block_size(y), *self.domain_shape)
+        for image, coils in ((i, c) for i in range(kspace.shape[0]) for c in self._coil_blocks(y)):
+            block = work[: coils.stop - coils.start]
+            if self._line_axis is None:
+                torch.bitwise_and(_bits(kspace[image, coils]), self._mask_bits(y.dtype), out=_bits(block))
+                coil_images = torch.fft.ifft2(block, norm="forward")
+            else:
+                lines = kspace[image, coils].index_select(self._line_axis, self._lines())
+                lines = torch.fft.ifft(lines, dim=_other(self._line_axis), norm="forward")
+                block.index_copy_(self._line_axis, self._lines(), lines)
+                coil_images = torch.fft.ifft(block, dim=self._line_axis, norm="forward")
+            _accumulate(images[image], conjugate_maps[coils], coil_images)
+        return self._unshifted_images(images).reshape(*y.shape[:-3], *self.domain_shape)
+
+    def _normal(self, x: Tensor) -> Tensor:
+        """Return A^H A x without forming k-space; along sampled lines F^H F = 1 cancels."""
+        maps, conjugate_maps = self._folded(x.dtype)
+        images = self._shifted_images(x)
+        result = torch.zeros_like(images)
+        axes = (-2, -1) if self._line_axis is None else (self._line_axis,)
+        # The folded maps carry 1/sqrt(HW); a transform that is left out owes its share back.
+        share = 1.0 if self._line_axis is None else float(self.domain_shape[_other(self._line_axis)])
+        bits = self._mask_bits(x.dtype)
+        for image, coils in ((i, c) for i in range(images.shape[0]) for c in self._coil_blocks(x)):
+            spectrum = torch.fft.fftn(maps[coils] * images[image], dim=axes)
+            _bits(spectrum).bitwise_and_(bits)
+            coil_images = torch.fft.ifftn(spectrum, dim=axes, norm="forward")
+            _accumulate(result[image], conjugate_maps[coils], coil_images, share)
+        return self._unshifted_images(result).reshape(x.shape)
+
+    def _block_size(self, x: Tensor) -> int:
+        """Return how many coils are worked on at once."""
+        if x.device.type != "cpu":
+            return self.n_coils
+        return max(1, min(self.n_coils, _CACHE_BYTES // (self.mask.numel() * x.element_size())))
+
+    def _coil_blocks(self, x: Tensor) -> list[slice]:
+        size = self._block_size(x)
+        return [slice(start, min(start + size, self.n_coils)) for start in range(0, self.n_coils, size)]
+
+    def _shifted_images(self, x: Tensor) -> Tensor:
+        height, width = self.domain_shape
+        return torch.roll(x.reshape(-1, height, width), (-(height // 2), -(width // 2)), dims=(-2, -1))
+
+    def _unshifted_images(self, images: Tensor) -> Tensor:
+        height, width = self.domain_shape
+        return torch.roll(images, (height // 2, width // 2), dims=(-2, -1))
+
+    def _folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the shifted maps with the transform's phase and scale, and their conjugate."""
+        key = ("folded", dtype)
+        if key not in self._cache:
+            height, width = self.domain_shape
+            phase = _shift_phase(height)[:, None] * _shift_phase(width)[None, :]
+            phase = phase.to(self.mask.device)
+            if self.sensitivity_maps is None:
+                folded = phase[None]
+            else:
+                folded = torch.roll(self.sensitivity_maps, (-(height // 2), -(width // 2)), dims=(-2, -1)) * phase
+            folded = folded.to(dtype)
+            self._cache[key] = (folded, folded.conj().resolve_conj())
+        maps, conjugate_maps = self._cache[key]
+        return maps, conjugate_maps
+
+    def _mask_bits(self, dtype: torch.dtype) -> Tensor:
+        """Return the mask as all-ones or all-zeros words: a bitwise and leaves exact +0 and drops NaN."""
+        key = ("bits", dtype)
+        if key not in self._cache:
+            words = -self.mask.to(torch.int64)
+            self._cache[key] = words if dtype == torch.complex64 else torch.stack([words, words], dim=-1)
+        bits: Tensor = self._cache[key]
+        return bits
+
+    def _lines(self) -> Tensor:
+        """Return the indices of the sampled lines along the undersampled axis."""
+        if "lines" not in self._cache:
+            pattern = self.mask.any(dim=-2 if self._line_axis == -1 else -1)
+            self._cache["lines"] = torch.nonzero(pattern).squeeze(1)
+        lines: Tensor = self._cache["lines"]
+        return lines
+
+    def __repr__(self) -> str:
+        """Return shapes and true acceleration."""
+        return f"{super().__repr__()}, acceleration {self.acceleration:.3g}"
+
+
+class CartesianGram(LinearOperator):
+    """The normal operator ``A^H A`` of `CartesianMRI`: sum_c conj(S_c) F^H M F S_c, self-adjoint."""
+
+    def __init__(self, operator: CartesianMRI) -> None:
+        super().__init__(operator.domain_shape, operator.domain_shape, is_complex=True)
+        self.operator = operator
+
+    def _matvec(self, x: Tensor) -> Tensor:
+        return self.operator._normal(x)
+
+    def _rmatvec(self, y: Tensor) -> Tensor:
+        return self.operator._normal(y)
+
+    @property
+    def H(self) -> LinearOperator:  # noqa: N802
+        """The operator itself."""
+        return self
+
+
+def _checked_inputs(mask: Tensor | SamplingMask, maps: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return an ``(H, W)`` boolean mask and contiguous maps on one device, or raise."""
+    values = torch.as_tensor(mask.mask if isinstance(mask, SamplingMask) else mask)
+    if maps is not None:
+        if not isinstance(maps, Tensor) or not maps.is_complex():
+            raise ConfigError(f"sensitivity maps must be a complex tensor, got {getattr(maps, 'dtype', type(maps))}")
+        if maps.ndim != 3 or maps.shape[0] < 1:
+            raise GeometryError(
+                f"sensitivity maps must have shape (coils, H, W), got {tuple(maps.shape)} with mask {tuple(values.shape)}"
+            )
+        if not bool(torch.isfinite(torch.view_as_real(maps.resolve_conj())).all()):
+            raise ConfigError("sensitivity maps hold NaN or Inf; mask them out before building the operator")
+        maps = maps.detach().resolve_conj().clone(memory_format=torch.contiguous_format)
+    if values.ndim == 1 and maps is not None and values.shape[0] == maps.shape[2]:
+        values = values.expand(maps.shape[1:])
+    if values.ndim != 2 or (maps is not None and values.shape != maps.shape[1:]):
+        came = "no sensitivity maps" if maps is None else f"sensitivity maps {tuple(maps.shape)}"
+        raise GeometryError(
+            f"expected a mask (H, W), or (W,) with maps, that fits the maps; got mask {tuple(values.shape)} and {came}"
+        )
+    if not bool(((values == 0) | (values == 1)).all()):
+        raise ConfigError("a sampling mask must hold only 0 and 1 (or booleans); weights are not supported")
+    pattern = (values != 0).contiguous().clone()
+    if not bool(pattern.any()):
+        raise GeometryError(f"the mask {tuple(pattern.shape)} samples nothing; it needs at least one nonzero entry")
+    return (pattern if maps is None else pattern.to(maps.device)), maps
+
+
+def _line_axis(mask: Tensor) -> int | None:
+    """Return the undersampled axis of a mask of whole lines, None for a two-dimensional pattern."""
+    if bool((mask == mask[:1, :]).all()):
+        return -1
+    if bool((mask == mask[:, :1]).all()):
+        return -2
+    return None
+
+
+def _other(axis: int) -> int:
+    return -3 - axis
+
+
+def _shift_phase(n: int) -> Tensor:
+    """Return exp(2 pi i (n//2) m / n) / sqrt(n), m = 0..n-1, in complex128."""
+    cycles = (torch.arange(n) * (n // 2) % n).double() / n
+    return torch.polar(torch.full((n,), 1 / math.sqrt(n), dtype=torch.float64), 2 * math.pi * cycles)
+
+
+def _bits(x: Tensor) -> Tensor:
+    """View complex numbers as 64-bit words: one per complex64, a trailing pair per complex128."""
+    return x.view(torch.int64) if x.dtype == torch.complex64 else torch.view_as_real(x).view(torch.int64)
+
+
+def _accumulate(total: Tensor, conjugate_maps: Tensor, coil_images: Tensor, scale: float = 1.0) -> None:
+    """Add scale * sum_c conj(S_c) v_c to ``total`` in place."""
+    if coil_images.shape[0] == 1:
+        total.addcmul_(conjugate_maps[0], coil_images[0], value=scale)
+    else:
+        total.add_((conjugate_maps * coil_images).sum(0), alpha=scale)

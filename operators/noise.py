@@ -1,0 +1,97 @@
+"""Complex Gaussian k-space noise: drawing it, and estimating its level from a scan."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from treg_med.errors import ConfigError, GeometryError, NumericsError
+
+__all__ = ["complex_gaussian_noise", "estimate_noise_std"]
+
+# Median of |z| for a standard normal z: turns a median absolute deviation into a standard deviation.
+_MAD_OF_NORMAL = 0.6744897501960817
+_FEWEST_SAMPLES = 16
+
+
+def complex_gaussian_noise(
+    shape: tuple[int, ...],
+    std: float,
+    generator: torch.Generator,
+    *,
+    dtype: torch.dtype = torch.complex64,
+) -> Tensor:
+    """Draw circular complex Gaussian noise n with E|n|^2 = std^2 (real and imaginary part: std / sqrt 2 each).
+
+    Parameters
+    ----------
+    shape
+        Shape of the result.
+    std
+        Standard deviation in the units of the measurement, >= 0.
+    generator
+        Source of randomness; the result lives on its device.
+    dtype
+        complex64 or complex128.
+
+    Raises
+    ------
+    ConfigError
+        If ``std`` is negative or not finite, or ``dtype`` is not complex.
+    """
+    if not (math.isfinite(std) and std >= 0):
+        raise ConfigError(f"noise needs a finite standard deviation >= 0, got {std}")
+    if not dtype.is_complex:
+        raise ConfigError(f"complex noise needs a complex dtype, got {dtype}")
+    return std * torch.randn(shape, dtype=dtype, generator=generator, device=generator.device)
+
+
+def estimate_noise_std(kspace: Tensor, mask: Tensor | None = None, *, fraction: float = 0.1) -> float:
+    """Estimate the noise level of a scan from its highest sampled spatial frequencies.
+
+    Takes the ``fraction`` of the sampled positions that lie farthest from the centre of k-space, where a scan is
+    mostly noise, and returns std = sqrt(2) median(|Re|, |Im|) / 0.6745 per coil, root-mean-squared over coils. The
+    median ignores the few strong signal samples there; signal that fills the edge of k-space biases it upwards.
+
+    Parameters
+    ----------
+    kspace
+        ``(*batch, coils, H, W)`` or ``(H, W)`` complex, DC at index ``n // 2``.
+    mask
+        ``(H, W)`` or ``(W,)``, nonzero where sampled (default: where any sample is nonzero).
+    fraction
+        Part of the sampled positions used, in (0, 1].
+
+    Returns
+    -------
+    Standard deviation s with E|n|^2 = s^2 per sample, in the units of ``kspace``.
+
+    Raises
+    ------
+    ConfigError, GeometryError, NumericsError
+        For a bad fraction, a mask of another shape, and too few or non-finite samples.
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"fraction must lie in (0, 1], got {fraction}")
+    if kspace.ndim < 2 or not kspace.is_complex():
+        raise GeometryError(f"expected complex k-space (*batch, coils, H, W), got {kspace.dtype} {tuple(kspace.shape)}")
+    height, width = kspace.shape[-2:]
+    flat = kspace.reshape(-1, height, width)
+    sampled = (flat != 0).any(0) if mask is None else torch.as_tensor(mask, device=kspace.device) != 0
+    if sampled.shape not in ((height, width), (width,)):
+        raise GeometryError(f"mask of shape {tuple(sampled.shape)} does not fit k-space {tuple(kspace.shape)}")
+    sampled = sampled.expand(height, width)
+    rows = (torch.arange(height, device=kspace.device) - height // 2) / height
+    columns = (torch.arange(width, device=kspace.device) - width // 2) / width
+    radius = (rows[:, None] ** 2 + columns[None, :] ** 2)[sampled]
+    count = min(radius.numel(), max(_FEWEST_SAMPLES, math.ceil(fraction * radius.numel())))
+    if count < _FEWEST_SAMPLES:
+        raise NumericsError(f"{count} sampled positions are too few to estimate noise; pass noise_std yourself")
+    values = flat[:, sampled][:, radius.topk(count).indices]
+    parts = torch.cat([values.real, values.imag], dim=-1).abs()
+    if not bool(torch.isfinite(parts).all()):
+        raise NumericsError("k-space holds NaN or Inf at its edge; clean the data before estimating noise")
+    per_coil = math.sqrt(2) * parts.median(dim=-1).values / _MAD_OF_NORMAL
+    return float(per_coil.double().square().mean().sqrt())

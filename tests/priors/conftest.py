@@ -1,0 +1,46 @@
+"""A tiny random prior folder in the Stable Diffusion layout, once per session."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from treg_med.priors.autoencoder import NullSpaceAutoencoder, patch_principal_components
+from treg_med.training.captions import SliceAttributes
+from treg_med.training.denoiser import build_denoiser, build_scheduler
+from treg_med.training.text_encoder import build_tokenizer
+
+
+def tiny_autoencoder(patch: int = 4, channels: int = 6) -> NullSpaceAutoencoder:
+    """An autoencoder whose null-space decoder does something."""
+    torch.manual_seed(0)
+    images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    model = NullSpaceAutoencoder(patch, channels, width=16, blocks=1, scaling_factor=1.7)
+    model.set_basis(*patch_principal_components(images, patch))
+    torch.nn.init.normal_(model.null_decoder[-1].weight, std=0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """vae/, unet/, scheduler/, text_encoder/ and tokenizer/ of random weights."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = tmp_path_factory.mktemp("prior")
+    tiny_autoencoder().save_pretrained(folder / "vae")
+    torch.manual_seed(0)
+    build_denoiser(6, (16, 32)).save_pretrained(folder / "unet")
+    build_scheduler().save_pretrained(folder / "scheduler")
+    tokenizer = build_tokenizer([SliceAttributes(contrast="FLAIR", plane="axial", disease="glioma")], vocabulary_size=400)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=48,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    return folder

@@ -1,0 +1,180 @@
+"""The commands and their options; each body imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from treg_med import __version__
+from treg_med.cli.failures import EXIT_CODES, FailureGroup
+from treg_med.notice import RESEARCH_ONLY
+
+__all__ = ["app", "main"]
+
+_CODES = "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+
+app = typer.Typer(
+    name="treg-med",
+    cls=FailureGroup,
+    help=(
+        "Reconstruct medical images from incomplete measurements with physics and a text-conditioned diffusion prior."
+        f"\n\n{RESEARCH_ONLY}"
+    ),
+    epilog=f"Exit codes: {_CODES}.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Input = Annotated[Path, typer.Argument(metavar="INPUT", help="Scan file: raw k-space (HDF5, fastMRI) or NIfTI.")]
+OutFolder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results; made if missing.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
+Steps = Annotated[int | None, typer.Option(help="Iterations of the solver (treg: diffusion steps).")]
+Slices = Annotated[str | None, typer.Option(metavar="A:B", help="Slices, as in Python: '3', '10:20', '::2'.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the best available.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Volume = Annotated[int | None, typer.Option(help="Which volume of a 4D file.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are already there.")]
+Acceleration = Annotated[float, typer.Option(help="Undersampling of simulated k-space.")]
+Mask = Annotated[str, typer.Option(help="equispaced, random, gaussian-1d, gaussian-2d or poisson-disc.")]
+Coils = Annotated[int, typer.Option(help="Number of simulated receive coils.")]
+Noise = Annotated[float, typer.Option(help="Noise of simulated k-space, as a fraction of the image maximum.")]
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"treg-med {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
+@app.command()
+def demo(
+    out: OutFolder = Path("treg_med_output"),
+    steps: Steps = None,
+    seed: Seed = 0,
+) -> None:
+    """Reconstruct the measured brain scan that comes with the package, with every method, in one figure."""
+    from treg_med.cli.demo import run
+
+    run(out, steps=steps, seed=seed)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Scan file to look at.")],
+    volume: Volume = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a file is, whether it can be reconstructed, and with which command."""
+    from treg_med.cli.check import run
+
+    run(file, volume=volume, as_json=as_json)
+
+
+@app.command()
+def reconstruct(
+    input: Input,
+    out: OutFolder,
+    text: Annotated[str | None, typer.Option(help="What was scanned, e.g. 'axial T2-FLAIR brain MRI'.")] = None,
+    solver: Annotated[str, typer.Option(help="Method; 'treg-med info' lists them.")] = "treg",
+    preset: Annotated[str, typer.Option(help="Named settings of the method.")] = "default",
+    prior: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of a diffusion prior; default: the embedded one.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; repeatable.")
+    ] = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    slices: Slices = None,
+    volume: Volume = None,
+    device: Device = None,
+    samples: Annotated[int, typer.Option(help="Posterior samples to average.")] = 1,
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="Write the comparisons beside a learned result.")
+    ] = True,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Reconstruct a scan into NIfTI, a JSON sidecar and a figure.
+
+    Beside a learned result stand its control (the same pipeline with the prior removed) and its classical start.
+    """
+    from treg_med.cli.reconstruct import Job, run
+
+    job = Job(
+        input=input,
+        out=out,
+        text=text,
+        solver=solver,
+        preset=preset,
+        prior=prior,
+        settings=tuple(setting or ()),
+        steps=steps,
+        seed=seed,
+        slices=slices,
+        volume=volume,
+        device=device,
+        samples=samples,
+        controls=controls,
+        overwrite=overwrite,
+    )
+    run(job, as_json=as_json)
+
+
+@app.command()
+def simulate(
+    input: Input,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.h5", help="k-space file to write.")],
+    acceleration: Acceleration = 4.0,
+    mask: Mask = "random",
+    coils: Coils = 1,
+    noise: Noise = 0.01,
+    seed: Seed = 0,
+    slices: Slices = None,
+    volume: Volume = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make undersampled k-space from a magnitude volume; the target is stored beside it."""
+    from treg_med.cli.simulate import run
+
+    run(
+        input,
+        out,
+        acceleration=acceleration,
+        mask=mask,
+        coils=coils,
+        noise=noise,
+        seed=seed,
+        slices=slices,
+        volume=volume,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Print versions, devices, solvers and priors."""
+    from treg_med.cli.info import run
+
+    run(as_json)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,78 @@
+"""Tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from treg_med.data import Reconstruction
+    from treg_med.solvers.base import Callback
+
+__all__ = ["method_table", "print_json", "print_warnings", "progress_bar", "stdout"]
+
+
+def stdout() -> Console:
+    """Return a console on the present standard output."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document; numbers that JSON does not know become null."""
+    typer.echo(json.dumps(_finite(value), indent=2, default=str))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str], Callback]]:
+    """Show a bar on a terminal; give a function that names the work and returns the callback of a solver.
+
+    Where stderr is not a terminal each piece of work is announced by one plain line.
+    """
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def start(label: str) -> Callback:
+            if not console.is_terminal:
+                console.print(label, markup=False, soft_wrap=True)
+            bar.reset(task, description=label, total=None)
+            return lambda step: bar.update(
+                task, description=f"{label}: {step.stage}", completed=step.step, total=step.total
+            )
+
+        yield start
+
+
+def method_table(title: str, rows: Sequence[tuple[str, Reconstruction]]) -> Table:
+    """Return the comparison every command prints: one row per method."""
+    table = Table(title=title)
+    for heading in ("method", "residual (noise units)", "seconds", "network evaluations"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for label, result in rows:
+        table.add_row(label, f"{result.residual:.3f}", f"{result.seconds:.1f}", str(result.nfe))
+    return table
+
+
+def print_warnings(messages: Sequence[str]) -> None:
+    """Print each warning once, in order, to stderr."""
+    for message in dict.fromkeys(messages):
+        typer.echo(f"warning: {message}", err=True)

@@ -1,0 +1,402 @@
+"""The contract every solver keeps.
+
+A solver is a frozen dataclass whose fields are its settings. Calling it with a measurement returns a
+``Reconstruction``::
+
+    solver(measurement, operator=None, prior=None, text=None, *, generator=None, callback=None)
+
+A new method subclasses :class:`Solver`, names itself, and implements :meth:`Solver.solve`, which receives a
+:class:`Problem` in *working units* (the data multiplied by the scale that brings the image maximum to about one) and
+returns the image in those units. Checking the input, the units, the noise level, the residual, time, memory
+and history are done here, once, so that every row of a table is measured in the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from treg_med.data.records import Measurement, Reconstruction
+from treg_med.errors import ConfigError, GeometryError, NumericsError
+from treg_med.operators import LinearOperator, estimate_noise_std
+from treg_med.solvers.settings import check_settings, setting
+
+__all__ = ["Callback", "Problem", "Progress", "Solver", "per_image", "residual_in_noise_units", "setting"]
+
+# A zero-filled image whose maximum lies outside this range says that the measurement's scale was not set.
+_PLAUSIBLE_MAXIMUM = (0.1, 10.0)
+# Below this fraction of the root-mean-square sample a noise level is that of float32 rounding, not of a scanner.
+_NOISE_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback is told after a step.
+
+    Parameters
+    ----------
+    stage
+        Part of the algorithm, for example ``"complex tv"``.
+    step, total
+        Steps done and the largest number of steps of this stage; it may stop earlier.
+    metrics
+        Numbers of this step; for a batch, lists.
+    """
+
+    stage: str
+    step: int
+    total: int
+    metrics: Mapping[str, Any]
+
+
+Callback = Callable[[Progress], None]
+
+
+class Problem:
+    """One reconstruction in progress, in working units.
+
+    Attributes
+    ----------
+    y
+        Data ``(*batch, *operator.range_shape)``, multiplied by ``scale``.
+    operator
+        The forward model.
+    noise_std
+        Noise level of ``y``, shape ``(*batch,)`` (0-d for a single image), in working units.
+    scale
+        Working units per raw unit, shape ``(*batch,)``.
+    prior, text, generator
+        As given to the solver.
+    history, warnings, notes, nfe
+        What the solver recorded: per-step entries, warnings for the user, values it chose, network evaluations.
+    """
+
+    def __init__(
+        self,
+        y: Tensor,
+        operator: LinearOperator,
+        noise_std: Tensor,
+        scale: Tensor,
+        prior: Any = None,
+        text: str | None = None,
+        generator: torch.Generator | None = None,
+        callback: Callback | None = None,
+    ) -> None:
+        self.y = y
+        self.operator = operator
+        self.noise_std = noise_std
+        self.scale = scale
+        self.prior = prior
+        self.text = text
+        self.generator = generator
+        self.history: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
+        self.notes: dict[str, Any] = {}
+        self.nfe = 0
+        self._callback = callback
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Leading dimensions of the data."""
+        return tuple(self.y.shape[: self.y.ndim - len(self.operator.range_shape)])
+
+    def residual(self, image: Tensor) -> Tensor:
+        """Return the residual of ``image`` in noise units, shape ``(*batch,)``."""
+        return residual_in_noise_units(self.operator, image, self.y, self.noise_std)
+
+    def log(self, stage: str, step: int, total: int, **metrics: Any) -> None:
+        """Record a step and tell the callback; tensors become floats (0-d) or lists."""
+        plain = {key: _plain(value) for key, value in metrics.items()}
+        self.history.append({"stage": stage, "step": step, **plain})
+        if self._callback is not None:
+            self._callback(Progress(stage, step, total, plain))
+
+    def note(self, **values: Any) -> None:
+        """Record values that the solver chose by itself; they are stored with the settings."""
+        self.notes.update({key: _plain(value) for key, value in values.items()})
+
+    def warn(self, message: str) -> None:
+        """Record a warning for the user, once."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver(ABC):
+    """Base of all solvers: settings are fields, presets are data, the call is the same for all.
+
+    Class attributes
+    ----------------
+    name
+        Public name, as in the registry.
+    presets
+        Named sets of settings; ``"default"`` always exists.
+    needs_prior
+        Whether :meth:`solve` uses ``problem.prior``.
+    stochastic
+        Whether the result depends on the generator, so that averaging samples makes sense.
+    """
+
+    name: ClassVar[str]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
+    needs_prior: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        check_settings(self)
+
+    @classmethod
+    def from_preset(cls, preset: str = "default", **settings: Any) -> Self:
+        """Build the solver from a preset, overridden by named settings.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown preset or setting, or a value out of range.
+        """
+        if preset not in cls.presets:
+            known = ", ".join(cls.presets)
+            raise ConfigError(f"solver {cls.name!r}: expected a preset among {known}; got {preset!r}")
+        known_settings = [entry.name for entry in dataclasses.fields(cls)]
+        for key in settings:
+            if key not in known_settings:
+                listing = ", ".join(known_settings) or "none"
+                raise ConfigError(f"solver {cls.name!r} has no setting {key!r}; it has: {listing}")
+        return cls(**{**cls.presets[preset], **settings})
+
+    @abstractmethod
+    def solve(self, problem: Problem) -> Tensor:
+        """Return the image ``(*batch, H, W)`` in working units."""
+
+    def __call__(
+        self,
+        measurement: Measurement,
+        operator: LinearOperator | None = None,
+        prior: Any = None,
+        text: str | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        callback: Callback | None = None,
+    ) -> Reconstruction:
+        """Reconstruct a measurement.
+
+        Parameters
+        ----------
+        measurement
+            Data in raw units, shape ``(*batch, *operator.range_shape)``.
+        operator
+            Forward model; default that of the measurement.
+        prior
+            Diffusion prior, for solvers that need one.
+        text
+            Prompt; ``None`` is the empty prompt.
+        generator
+            The only source of randomness.
+        callback
+            Called with a :class:`Progress` after every logged step.
+
+        Returns
+        -------
+        Reconstruction
+            Image in raw units, residual ``sqrt(sum|A x - y|^2 / (n sigma^2))`` (root mean square over a batch), and
+            what was done.
+
+        Raises
+        ------
+        GeometryError
+            If the data do not have the operator's range shape.
+        NumericsError
+            If the data or the result are not finite.
+        ConfigError
+            If the solver needs a prior and none is given.
+        """
+        if self.needs_prior and prior is None:
+            raise ConfigError(f"solver {self.name!r} needs a prior; pass prior=LatentPrior.from_pretrained()")
+        device = measurement.y.device
+        cuda = device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        start = time.perf_counter()
+        problem = _problem(measurement, operator, prior, text, generator, callback)
+        with torch.no_grad():
+            image = self.solve(problem)
+            residual = problem.residual(image)
+        if not bool(torch.isfinite(torch.view_as_real(image) if image.is_complex() else image).all()):
+            raise NumericsError(
+                f"solver {self.name!r}: expected a finite image, got NaN or Inf; "
+                "lower the weights or check the scale of the data"
+            )
+        if cuda:
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+        problem.history.append({"stage": "final", "step": 0, "residual": _plain(residual)})
+        return Reconstruction(
+            image=image / per_image(problem.scale),
+            residual=float(residual.square().mean().sqrt()),
+            nfe=problem.nfe,
+            seconds=seconds,
+            peak_memory_mb=_peak_memory_mb(device),
+            solver=self.name,
+            text=text,
+            seed=None if generator is None else int(generator.initial_seed()),
+            settings={**dataclasses.asdict(self), **problem.notes},
+            history=problem.history,
+            warnings=tuple(problem.warnings),
+            measurement=measurement,
+        )
+
+
+def per_image(value: Tensor, ndim: int = 2) -> Tensor:
+    """Append ``ndim`` singleton dimensions, so that one number per batch item multiplies its image."""
+    return value[(..., *([None] * ndim))]
+
+
+def residual_in_noise_units(
+    operator: LinearOperator, image: Tensor, y: Tensor, noise_std: Tensor | float
+) -> Tensor:
+    """Return ``sqrt(sum|A x - y|^2 / (n sigma^2))`` per batch item, n the number of measured samples.
+
+    Parameters
+    ----------
+    operator
+        Forward model A; where it has a ``mask`` only its sampled entries are counted.
+    image
+        ``(*batch, *operator.domain_shape)``.
+    y
+        ``(*batch, *operator.range_shape)``.
+    noise_std
+        sigma in the units of ``y``: ``E|n|^2 = sigma^2`` per sample; a number or ``(*batch,)``.
+    """
+    events = tuple(range(-len(operator.range_shape), 0))
+    energy = (operator(image) - y).abs().square().sum(events)
+    return (energy / measured_samples(operator)).sqrt() / noise_std
+
+
+def measured_samples(operator: LinearOperator) -> int:
+    """Return the number of measured samples of one image: sampled k-space entries times coils."""
+    mask = getattr(operator, "mask", None)
+    total = math.prod(operator.range_shape)
+    if not isinstance(mask, Tensor):
+        return total
+    return int(torch.count_nonzero(mask)) * total // mask.numel()
+
+
+def _problem(
+    measurement: Measurement,
+    operator: LinearOperator | None,
+    prior: Any,
+    text: str | None,
+    generator: torch.Generator | None,
+    callback: Callback | None,
+) -> Problem:
+    """Check the measurement and bring it to working units."""
+    operator = measurement.operator if operator is None else operator
+    y = measurement.y
+    _check_data(y, operator)
+    messages: list[str] = []
+    events = len(operator.range_shape)
+    batch = y.shape[: y.ndim - events]
+    noise = _noise_std(measurement, operator, messages)
+    rms = y.abs().square().sum(tuple(range(-events, 0))).div(measured_samples(operator)).sqrt()
+    floor = _NOISE_FLOOR * rms
+    if bool((noise < floor).any()):
+        messages.append(
+            f"noise_std is below {_NOISE_FLOOR:g} of the root-mean-square sample; "
+            "that fraction was used instead as the noise unit"
+        )
+        noise = torch.maximum(noise, floor)
+    scale = _working_scale(measurement, operator, messages).expand(batch)
+    problem = Problem(
+        y=y * per_image(scale, events),
+        operator=operator,
+        noise_std=noise.expand(batch) * scale,
+        scale=scale,
+        prior=prior,
+        text=text,
+        generator=generator,
+        callback=callback,
+    )
+    for message in (*measurement.warnings, *messages):
+        problem.warn(message)
+    problem.note(noise_std=problem.noise_std / problem.scale, scale=problem.scale)
+    return problem
+
+
+def _check_data(y: Tensor, operator: LinearOperator) -> None:
+    shape = tuple(operator.range_shape)
+    if y.ndim < len(shape) or tuple(y.shape[y.ndim - len(shape) :]) != shape or y.numel() == 0:
+        raise GeometryError(
+            f"expected data of shape (*batch, {', '.join(map(str, shape))}) as the operator gives, "
+            f"got {tuple(y.shape)}; build the operator for this data"
+        )
+    finite = torch.isfinite(torch.view_as_real(y) if y.is_complex() else y)
+    if not bool(finite.all()):
+        bad = int(finite.numel() - finite.sum())
+        raise NumericsError(
+            f"expected finite data, got {bad} NaN or Inf values among {finite.numel()}; "
+            "mask those samples out or read the file again"
+        )
+    if not bool((y != 0).flatten(-len(shape)).any(-1).all()):
+        raise NumericsError("expected data with signal, got only zeros; check the file and the mask")
+
+
+def _noise_std(measurement: Measurement, operator: LinearOperator, messages: list[str]) -> Tensor:
+    """Return the noise level in raw units, estimated where the measurement does not know it."""
+    y = measurement.y
+    if measurement.noise_std is not None:
+        return torch.as_tensor(float(measurement.noise_std), dtype=y.abs().dtype, device=y.device)
+    events = len(operator.range_shape)
+    batch = y.shape[: y.ndim - events]
+    mask = getattr(operator, "mask", None)
+    # One estimate per item: a result must not depend on its neighbours.
+    values = [float(estimate_noise_std(item, mask)) for item in y.reshape(-1, *operator.range_shape)]
+    estimate = torch.tensor(values, device=y.device, dtype=y.abs().dtype).reshape(batch)
+    shown = ", ".join(f"{value:.4g}" for value in estimate.flatten().tolist())
+    messages.append(f"noise_std was not given; estimated from the data as {shown} (raw units)")
+    return estimate
+
+
+def _working_scale(measurement: Measurement, operator: LinearOperator, messages: list[str]) -> Tensor:
+    """Return the factor from raw to working units, from the data where the measurement's own is implausible."""
+    y = measurement.y
+    scale = float(measurement.scale)
+    with torch.no_grad():
+        start = operator.adjoint(y)
+    peak = start.abs().flatten(-len(operator.domain_shape)).amax(-1)
+    given = torch.full_like(peak, scale)
+    low, high = _PLAUSIBLE_MAXIMUM
+    implausible = ((peak * scale < low) | (peak * scale > high)) & (peak > 0)
+    if bool(implausible.any()):
+        messages.append(
+            f"the measurement's scale {scale:g} does not bring the image maximum to about 1; "
+            "it was set from the zero-filled image"
+        )
+    return torch.where(implausible, 1.0 / peak.clamp_min(torch.finfo(peak.dtype).tiny), given)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().tolist()
+    return value
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    """Return the peak memory in MiB: allocated by torch on a GPU, resident set of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # not available on Windows
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,36 @@
+"""The diagonal of a Cartesian normal operator in Fourier space, used to precondition its inversion."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from treg_med.operators import LinearOperator
+
+__all__ = ["fourier_diagonal"]
+
+
+def fourier_diagonal(operator: LinearOperator) -> Tensor:
+    r"""Return the diagonal of :math:`F A^H A F^H`, shape ``(H, W)``, in FFT order (zero frequency first).
+
+    For a mask M and coil maps :math:`S_c` it is the correlation
+
+    .. math:: d(k) = \sum_c \sum_q |\hat S_c(q)|^2 M(k + q),
+
+    the share of frequency k that the coils bring into the sampled set. A circulant matrix with this diagonal is an
+    excellent preconditioner for parallel imaging. Any other operator gets the constant ``||A||^2 / 2``.
+
+    Koolstra et al.: Accelerating compressed sensing in parallel imaging reconstructions using an efficient circulant
+    preconditioner for Cartesian trajectories, Magn. Reson. Med. 81 (2019) 670.
+    """
+    mask = getattr(operator, "mask", None)
+    if not isinstance(mask, Tensor):
+        device = next((buffer.device for buffer in operator.buffers()), torch.device("cpu"))
+        return torch.full(tuple(operator.domain_shape), operator.norm() ** 2 / 2, device=device)
+    maps = getattr(operator, "sensitivity_maps", None)
+    sampled = torch.fft.ifftshift(mask.float())
+    if maps is None:
+        return sampled
+    power = torch.fft.fft2(maps.to(torch.complex64)).abs().square().sum(0) / mask.numel() ** 2
+    correlation = torch.fft.ifft2(torch.fft.fft2(power).conj() * torch.fft.fft2(sampled))
+    return correlation.real.clamp_min(0.0)

@@ -1,0 +1,84 @@
+"""Names of the solvers and where they live; importing this file does not import torch.
+
+A solver is registered by name with a ``"module:Class"`` address and is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from treg_med.errors import ConfigError
+
+if TYPE_CHECKING:
+    from treg_med.solvers.base import Solver
+
+__all__ = ["available_solvers", "get_solver", "register_solver", "solver_class"]
+
+_ADDRESSES: dict[str, str] = {
+    "zero-filled": "treg_med.solvers.zero_filled:ZeroFilled",
+    "cg-sense": "treg_med.solvers.cg_sense:CGSense",
+    "tv": "treg_med.solvers.total_variation:TotalVariation",
+    "wavelet": "treg_med.solvers.wavelet:Wavelet",
+    "treg": "treg_med.solvers.treg:TReg",
+}
+
+
+def available_solvers() -> tuple[str, ...]:
+    """Return the registered solver names, in order of registration."""
+    return tuple(_ADDRESSES)
+
+
+def register_solver(name: str, address: str) -> None:
+    """Add a solver under ``name``; ``address`` is ``"package.module:Class"``.
+
+    Raises
+    ------
+    ConfigError
+        If the name is taken or the address is not of that form.
+    """
+    if name in _ADDRESSES:
+        raise ConfigError(f"expected a new solver name, got {name!r}, which is taken; choose another name")
+    module, _, attribute = address.partition(":")
+    if not module or not attribute:
+        raise ConfigError(f"expected an address 'package.module:Class', got {address!r}")
+    _ADDRESSES[name] = address
+
+
+def solver_class(name: str) -> type[Solver]:
+    """Return the class of the solver called ``name``.
+
+    Raises
+    ------
+    ConfigError
+        If no solver has that name; the message lists those that exist.
+    """
+    if name not in _ADDRESSES:
+        known = ", ".join(_ADDRESSES)
+        close = difflib.get_close_matches(str(name), _ADDRESSES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"expected a solver among {known}; got {name!r}{hint}")
+    module, _, attribute = _ADDRESSES[name].partition(":")
+    cls: type[Solver] = getattr(import_module(module), attribute)
+    return cls
+
+
+def get_solver(name: str, preset: str = "default", **settings: Any) -> Solver:
+    """Build the solver called ``name`` from a preset and named settings that override it.
+
+    Parameters
+    ----------
+    name
+        One of :func:`available_solvers`.
+    preset
+        One of the presets of that solver (``"default"`` always exists).
+    **settings
+        Fields of the solver's dataclass.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name, preset or setting, and for a value out of its range.
+    """
+    return solver_class(name).from_preset(preset, **settings)

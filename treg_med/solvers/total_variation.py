@@ -1,0 +1,209 @@
+"""Total variation along an estimated phase: the classical bar for complex MR images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from treg_med.solvers.base import Problem, Solver, per_image, setting
+from treg_med.solvers.discrepancy import WeightSearch
+from treg_med.solvers.phase import refine_rotation, smooth_rotation
+from treg_med.solvers.preconditioner import fourier_diagonal
+from treg_med.solvers.tv_splitting import TVSplitting
+
+__all__ = ["PhasedImage", "TotalVariation"]
+
+_FIRST_WEIGHT = 0.3  # of sigma; near the result of the search for parallel imaging and for a single coil
+_BLOCK = 5
+
+
+@dataclass(frozen=True)
+class PhasedImage:
+    """A complex image as a magnitude along a phase.
+
+    Parameters
+    ----------
+    image
+        Complex result ``(*batch, H, W)``.
+    magnitude
+        Real, signed, ``(*batch, H, W)``.
+    rotation
+        Unit-modulus phase factor ``(*batch, H, W)``; ``magnitude * rotation`` is ``image`` wherever the phase-aware
+        fit was kept.
+    """
+
+    image: Tensor
+    magnitude: Tensor
+    rotation: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TotalVariation(Solver):
+    r"""Isotropic total variation in two stages, the second along the phase found by the first.
+
+    1. :math:`x_1 = \arg\min_x \tfrac12\|A x - y\|^2 + w_1 \mathrm{TV}(x)` over complex images;
+    2. :math:`e^{i\phi}` = the phase of the low-passed :math:`x_1`;
+    3. :math:`m = \arg\min_m \tfrac12\|A(m e^{i\phi}) - y\|^2 + w_2 \mathrm{TV}(m)` over real images, alternated with
+       Gauss-Newton turns of the phase towards the data under a smoothness penalty.
+
+    The result is :math:`m e^{i\phi}`. Without a given ``weight`` both weights follow the discrepancy principle: the
+    residual reaches ``target`` noise units. Where the phase-aware image cannot come near the residual that complex
+    TV reaches, as with a measured phase that is not smooth, the complex TV image is returned and the history says
+    so. Every item of a batch is treated by itself.
+
+    Rudin, Osher, Fatemi: Physica D 60 (1992) 259. Lustig, Donoho, Pauly: Magn. Reson. Med. 58 (2007) 1182.
+    """
+
+    name: ClassVar[str] = "tv"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {},
+        "complex": {"phase": "none"},
+        "two-stage": {"phase_rounds": 0},
+    }
+
+    weight: float | None = setting(None, above=0.0, help="w in units of sigma; None: discrepancy principle")
+    target: float = setting(0.95, above=0.0, maximum=10.0, help="residual to reach, noise units")
+    phase: str = setting("smooth", choices=("smooth", "none"), help="'none' is plain complex TV")
+    phase_width: float = setting(5.0, above=0.0, help="low-pass width of the first phase, pixels")
+    phase_rounds: int = setting(10, minimum=0, maximum=100, help="Gauss-Newton turns of the phase")
+    phase_slope: float = setting(0.03, above=0.0, help="slope expected of a turn, rad per pixel")
+    phase_bend: float = setting(1e-3, above=0.0, help="curvature expected of a turn, rad per pixel squared")
+    excess: float = setting(0.15, minimum=0.0, help="residual above complex TV at which phase-aware TV is dropped")
+    max_iterations: int = setting(60, minimum=1, maximum=10000, help="iterations of each stage")
+    tolerance: float = setting(2e-3, above=0.0, help="relative change of an iteration at which a stage stops")
+
+    def solve(self, problem: Problem) -> Tensor:
+        """Return the image ``(*batch, H, W)`` in working units."""
+        return self.solve_phased(problem).image
+
+    def solve_phased(self, problem: Problem) -> PhasedImage:
+        """Return the image with its magnitude and phase, for methods that start from them."""
+        work = _Workspace(problem)
+        plain, first_weight, first = self._complex_stage(problem, work)
+        if self.phase == "none":
+            problem.note(weight=work.batched(first_weight), phase_used="none")
+            rotation = smooth_rotation(plain, self.phase_width)
+            return work.phased(plain, (plain * rotation.conj()).real, rotation)
+        magnitude, rotation, weight, second = self._phase_stage(problem, work, plain, first_weight)
+        keep = second <= first + self.excess
+        if not bool(keep.all()):
+            problem.warn(
+                "the phase of the image is not smooth enough for phase-aware TV "
+                f"(residual {float(second.max()):.2f} against {float(first.max()):.2f}); complex TV was used"
+            )
+        image = torch.where(per_image(keep), magnitude * rotation, plain)
+        problem.note(
+            weight=work.batched(torch.where(keep, weight, first_weight)),
+            phase_used=["smooth" if kept else "none" for kept in keep.tolist()] if problem.batch_shape
+            else ("smooth" if bool(keep) else "none"),
+        )
+        return work.phased(image, magnitude, rotation)
+
+    def _search(self, start: Tensor, sigma: Tensor, lowest: float) -> WeightSearch:
+        if self.weight is not None:
+            return WeightSearch(self.weight * sigma, self.target, fixed=True)
+        return WeightSearch(start, self.target, bounds=(lowest, 100.0))
+
+    def _complex_stage(self, problem: Problem, work: _Workspace) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the complex TV image, its weight and its residual."""
+        state = TVSplitting(
+            work.gram, work.backprojected, work.diagonal, work.backprojected,
+            inner_iterations=1 if work.exact else 3,
+        )  # fmt: skip
+        search = self._search(_FIRST_WEIGHT * work.sigma, work.sigma, 1e-2)
+        active = torch.ones_like(work.sigma, dtype=torch.bool)
+        residual = torch.full_like(work.sigma, torch.inf)
+        while bool(active.any()) and state.iterations < self.max_iterations:
+            weight = search.weight
+            change = state.run(min(_BLOCK, self.max_iterations - state.iterations), weight, active)
+            residual = torch.where(active, work.residual(state.image), residual)
+            problem.log(
+                "complex tv", state.iterations, self.max_iterations,
+                residual=work.batched(residual), weight=work.batched(weight), change=work.batched(change),
+            )  # fmt: skip
+            search.update(residual, active)
+            active = active & ~((search.done | search.stuck) & (change < self.tolerance))
+        self._warn_unreached(problem, search, residual)
+        return state.image, search.weight, residual
+
+    def _phase_stage(
+        self, problem: Problem, work: _Workspace, plain: Tensor, first_weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return magnitude, phase factor, weight and residual of the phase-aware fit."""
+        rotation = smooth_rotation(plain, self.phase_width)
+        start = (plain * rotation.conj()).real
+        state = TVSplitting(
+            work.gram, work.backprojected, work.diagonal, start, rotation,
+            inner_iterations=2 if work.exact else 3,
+        )  # fmt: skip
+        # A wrong phase would otherwise drive the weight to zero in vain.
+        search = self._search(first_weight, work.sigma, 0.125)
+        active = torch.ones_like(work.sigma, dtype=torch.bool)
+        residual = torch.full_like(work.sigma, torch.inf)
+        turns = 0
+        while bool(active.any()) and state.iterations < self.max_iterations:
+            weight = search.weight
+            change = state.run(min(_BLOCK, self.max_iterations - state.iterations), weight, active)
+            residual = torch.where(active, work.residual(state.complex_image), residual)
+            problem.log(
+                "phase-aware tv", state.iterations, self.max_iterations,
+                residual=work.batched(residual), weight=work.batched(weight), change=work.batched(change),
+            )  # fmt: skip
+            search.update(residual, active)
+            finished = (search.done | search.stuck) & (change < self.tolerance)
+            active = active & ~(finished & (turns >= self.phase_rounds))
+            if turns < self.phase_rounds and state.rotation is not None:
+                turned = self._turn(work, state.image, state.rotation)
+                state.set_rotation(torch.where(per_image(active), turned, state.rotation))
+                turns += 1
+        assert state.rotation is not None  # noqa: S101
+        return state.image, state.rotation, search.weight, residual
+
+    def _turn(self, work: _Workspace, magnitude: Tensor, rotation: Tensor) -> Tensor:
+        variance = work.sigma.square()
+        return refine_rotation(
+            work.gram, work.backprojected, magnitude, rotation, work.diagonal,
+            stiffness=variance / self.phase_slope**2, bending=variance / self.phase_bend**2, iterations=4,
+        )  # fmt: skip
+
+    def _warn_unreached(self, problem: Problem, search: WeightSearch, residual: Tensor) -> None:
+        if bool(search.stuck.any()):
+            problem.warn(
+                f"no weight brings the residual to {self.target:g} noise units (it stays at "
+                f"{float(residual.max()):.2f}); the noise level of the measurement may be wrong"
+            )
+
+
+class _Workspace:
+    """What both stages share, with the batch flattened to one axis."""
+
+    def __init__(self, problem: Problem) -> None:
+        operator = problem.operator
+        shape = tuple(operator.domain_shape)
+        self.batch_shape = problem.batch_shape
+        self.operator = operator
+        self.gram = operator.gram
+        self.y = problem.y.reshape(-1, *operator.range_shape)
+        self.sigma = problem.noise_std.reshape(-1)
+        self.backprojected = operator.adjoint(problem.y).reshape(-1, *shape)
+        self.diagonal = fourier_diagonal(operator)
+        # A single coil without maps is diagonal in Fourier space: one preconditioned step is the exact solution.
+        self.exact = isinstance(getattr(operator, "mask", None), Tensor) and operator.sensitivity_maps is None
+        self._problem = problem
+
+    def residual(self, image: Tensor) -> Tensor:
+        """Return the residual of flat images in noise units, ``(batch,)``."""
+        return self._problem.residual(image.reshape(*self.batch_shape, *image.shape[-2:])).reshape(-1)
+
+    def batched(self, values: Tensor) -> Tensor:
+        """Give per-item values the batch shape of the problem."""
+        return values.reshape(self.batch_shape)
+
+    def phased(self, image: Tensor, magnitude: Tensor, rotation: Tensor) -> PhasedImage:
+        """Give the result the batch shape of the problem."""
+        parts = (part.reshape(*self.batch_shape, *part.shape[-2:]) for part in (image, magnitude, rotation))
+        return PhasedImage(*parts)

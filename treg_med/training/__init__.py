@@ -1,0 +1,1 @@
+"""Training of the embedded prior: autoencoder, text encoder and denoiser, each resumable."""

@@ -1,0 +1,114 @@
+"""Train the embedded prior: ``python -m treg_med.training {autoencoder,text,denoiser,export} ...``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+app = typer.Typer(add_completion=False, help="Train a prior step by step; every step resumes from its checkpoint.")
+Slices = Annotated[Path, typer.Option(help="HDF5 of captioned slices (images, captions, contrast, plane, finding, subject, split).")]
+Work = Annotated[Path, typer.Option(help="Folder of checkpoints and trained parts.")]
+Minutes = Annotated[float, typer.Option(help="Wall-clock budget.")]
+Threads = Annotated[int, typer.Option(help="CPU threads.")]
+
+
+def _say(line: str) -> None:
+    typer.echo(line)
+
+
+@app.command()
+def autoencoder(slices: Slices, work: Work, minutes: Minutes = 10, threads: Threads = 1, patch: int = 8, channels: int = 48) -> None:
+    """Fit the patch basis and train the null-space decoder."""
+    from treg_med.training.autoencoder import round_trip_psnr, train_autoencoder
+    from treg_med.training.slices import CaptionedSlices
+
+    torch.set_num_threads(threads)
+    train = CaptionedSlices.load(slices, "train", focus_share=0.6)
+    model = train_autoencoder(train, work / "autoencoder.ckpt", minutes=minutes, patch_size=patch, latent_channels=channels, log=_say)
+    model.save_pretrained(work / "vae", safe_serialization=True)
+    images = CaptionedSlices.load(slices, "val", subjects_only="ms_").images[::6].float() / 255
+    trained, linear = round_trip_psnr(model, images)
+    _say(f"round trip {trained.mean():.2f} dB (worst {trained.min():.2f}); linear {linear.mean():.2f} ({linear.min():.2f})")
+
+
+@app.command()
+def text(slices: Slices, work: Work, steps: int = 500, threads: Threads = 1) -> None:
+    """Train the tokenizer and pre-train the text encoder."""
+    from treg_med.training.slices import CaptionedSlices
+    from treg_med.training.text_encoder import train_text_encoder
+
+    torch.set_num_threads(threads)
+    train = CaptionedSlices.load(slices, "train")
+    tokenizer, model, accuracy = train_text_encoder(train.attributes, steps=steps, log=_say)
+    tokenizer.save_pretrained(work / "tokenizer")
+    model.save_pretrained(work / "text_encoder")
+    _say(f"held-out accuracy {accuracy}")
+
+
+@app.command()
+def denoiser(
+    slices: Slices,
+    work: Work,
+    samples: int = 100_000,
+    batch: int = 16,
+    rate: float = 6e-4,
+    minutes: Minutes = 1e9,
+    threads: Threads = 1,
+    initial: Annotated[Path | None, typer.Option(help="Folder of a UNet to start from when there is no checkpoint.")] = None,
+) -> None:
+    """Train the denoiser on the parts of the two other steps."""
+    import json
+    from dataclasses import asdict
+
+    from diffusers import UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    from treg_med.priors.autoencoder import NullSpaceAutoencoder
+    from treg_med.training.denoiser import DenoiserSettings, build_scheduler, train_denoiser
+    from treg_med.training.slices import CaptionedSlices
+
+    torch.set_num_threads(threads)
+    settings = DenoiserSettings(samples=samples, batch=batch, rate=rate)
+    model, numbers = train_denoiser(
+        CaptionedSlices.load(slices, "train"),
+        CaptionedSlices.load(slices, "val", subjects_only="ms_").every(12),
+        NullSpaceAutoencoder.from_pretrained(work / "vae").eval(),
+        AutoTokenizer.from_pretrained(work / "tokenizer"),
+        CLIPTextModel.from_pretrained(work / "text_encoder").eval(),
+        work / "denoiser.ckpt",
+        settings,
+        minutes=minutes,
+        initial=UNet2DConditionModel.from_pretrained(initial, torch_dtype=torch.float32) if initial else None,
+        log=_say,
+    )
+    model.save_pretrained(work / "unet")
+    build_scheduler().save_pretrained(work / "scheduler")
+    (work / "denoiser.json").write_text(json.dumps({**asdict(settings), **numbers}, indent=1), encoding="utf-8")
+    _say(f"stopped at {numbers['samples']} samples, {numbers['seconds']:.0f} s")
+
+
+@app.command()
+def export(slices: Slices, work: Work, target: Annotated[Path, typer.Option(help="Prior folder to write.")], threads: Threads = 1) -> None:
+    """Assemble the trained parts into a prior folder with its card."""
+    import json
+
+    from treg_med.training.export import export_prior
+    from treg_med.training.slices import CaptionedSlices
+
+    torch.set_num_threads(threads)
+    state = work / "denoiser.json"
+    card = export_prior(
+        work,
+        target,
+        CaptionedSlices.load(slices, "train", subjects_only="ms_").every(16),
+        CaptionedSlices.load(slices, "val", subjects_only="ms_").every(8),
+        json.loads(state.read_text(encoding="utf-8")) if state.exists() else {},
+    )
+    _say(json.dumps(card["metrics"], indent=1))
+
+
+if __name__ == "__main__":
+    app()

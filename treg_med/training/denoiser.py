@@ -1,0 +1,238 @@
+"""Training of the text-conditioned latent denoiser (v-prediction, cosine schedule, zero terminal SNR)."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPTextModel, PreTrainedTokenizerFast
+
+from treg_med.priors.autoencoder import NullSpaceAutoencoder
+from treg_med.training.captions import SliceAttributes, render_caption
+from treg_med.training.checkpoint import Ema, load_state, save_state
+from treg_med.training.slices import CaptionedSlices, augment
+from treg_med.training.text_encoder import MAX_TOKENS
+
+__all__ = ["CaptionBank", "DenoiserSettings", "build_denoiser", "build_scheduler", "latent_error", "train_denoiser"]
+
+
+def build_scheduler() -> DDIMScheduler:
+    """The noise schedule that training and every solver share."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def build_denoiser(latent_channels: int, channels: tuple[int, ...] = (64, 96, 160)) -> UNet2DConditionModel:
+    """A small UNet for 32x32 latents with attention to the text at its coarsest level only."""
+    levels = len(channels)
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * (levels - 1) + ("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
+        cross_attention_dim=256,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+class CaptionBank:
+    """Text states of many captions per slice, computed once: the encoder is frozen while the denoiser learns."""
+
+    def __init__(
+        self,
+        attributes: list[SliceAttributes],
+        captions: list[str],
+        tokenizer: PreTrainedTokenizerFast,
+        encoder: CLIPTextModel,
+        *,
+        variants: int = 4,
+        seed: int = 0,
+    ) -> None:
+        rng = random.Random(seed)  # noqa: S311 - sentences, not secrets
+        texts: dict[str, int] = {"": 0}
+        rows = []
+        for known, caption in zip(attributes, captions, strict=True):
+            written = [caption, *(render_caption(known, rng)[0] for _ in range(variants))]
+            rows.append([texts.setdefault(text, len(texts)) for text in written])
+        self.rows = torch.tensor(rows)
+        self.states = encode_texts(list(texts), tokenizer, encoder)
+
+    def draw(self, slices: Tensor, generator: torch.Generator, dropout: float) -> Tensor:
+        """Text states ``(n, tokens, width)`` of one random caption per slice, empty with probability `dropout`."""
+        count = len(slices)
+        column = torch.randint(0, self.rows.shape[1], (count,), generator=generator)
+        row = self.rows[slices, column]
+        row[torch.rand(count, generator=generator) < dropout] = 0
+        return self.states[row]
+
+
+@torch.no_grad()
+def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerFast, encoder: CLIPTextModel) -> Tensor:
+    """Last hidden states ``(n, tokens, width)`` of the frozen text encoder."""
+    states = []
+    for start in range(0, len(texts), 64):
+        tokens = tokenizer(texts[start : start + 64], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+        states.append(encoder(tokens.input_ids).last_hidden_state)
+    return torch.cat(states)
+
+
+@dataclass(frozen=True)
+class DenoiserSettings:
+    """Settings of one training run; stored in the prior's card."""
+
+    samples: int = 100_000
+    batch: int = 16
+    rate: float = 6e-4
+    decay_share: float = 0.3
+    warmup: int = 200
+    caption_dropout: float = 0.1
+    lesion_weight: float = 4.0
+    low_noise_share: float = 0.6
+    seed: int = 0
+
+    def learning_rate(self, samples: int) -> float:
+        """Warm-up, constant, then linear to zero over the last `decay_share` of the samples."""
+        left = (1 - samples / self.samples) / self.decay_share
+        return self.rate * min(1.0, samples / (self.warmup * self.batch), max(left, 1e-3))
+
+
+def draw_timesteps(count: int, low_noise_share: float, generator: torch.Generator) -> Tensor:
+    """Stratified timesteps: a share in the lower half, where solvers that start from a reconstruction live."""
+    u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    low = u < low_noise_share
+    t = torch.where(low, u / low_noise_share * 500, (u - low_noise_share) / (1 - low_noise_share) * 1000)
+    return t.long().clamp(0, 999)[torch.randperm(count, generator=generator)]
+
+
+def train_denoiser(
+    slices: CaptionedSlices,
+    validation: CaptionedSlices,
+    autoencoder: NullSpaceAutoencoder,
+    tokenizer: PreTrainedTokenizerFast,
+    encoder: CLIPTextModel,
+    checkpoint: Path,
+    settings: DenoiserSettings,
+    *,
+    minutes: float = 1e9,
+    initial: UNet2DConditionModel | None = None,
+    log: Callable[[str], None] = print,
+) -> tuple[UNet2DConditionModel, dict[str, float]]:
+    """Train until `settings.samples` are seen or the budget ends; returns the averaged model and its numbers.
+
+    ``v = sqrt(ab) eps - sqrt(1 - ab) z`` is regressed with the squared error weighted by ``1 + w`` inside lesions.
+    """
+    model = initial or build_denoiser(autoencoder.config.latent_channels)
+    ema = Ema(model, 0.998)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    numbers: dict[str, float] = {"samples": 0, "seconds": 0.0}
+    if checkpoint.exists():
+        numbers = load_state(checkpoint, model, ema, optimizer)
+        log(f"resumed at {numbers['samples']} samples")
+    generator = torch.Generator().manual_seed(settings.seed + int(numbers["samples"]))
+    bank = CaptionBank(slices.attributes, slices.captions, tokenizer, encoder, seed=settings.seed)
+    alphas = build_scheduler().alphas_cumprod
+    begun, before, saved, reported = time.monotonic(), numbers["seconds"], time.monotonic(), 0.0
+    while numbers["samples"] < settings.samples and time.monotonic() - begun < 60 * minutes:
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate(int(numbers["samples"]))
+        loss = _loss(model, slices, bank, autoencoder, alphas, settings, generator)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(model)
+        numbers["samples"] += settings.batch
+        numbers["seconds"] = before + time.monotonic() - begun
+        if time.monotonic() - saved > 120:
+            saved = time.monotonic()
+            save_state(checkpoint, model, ema, optimizer, numbers)
+            log(f"{numbers['samples']} samples {numbers['seconds']:.0f} s loss {loss.item():.4f}")
+        if numbers["seconds"] - reported > 900:
+            reported = numbers["seconds"]
+            log(f"{numbers['samples']} samples: " + _report(model, ema, validation, autoencoder, tokenizer, encoder))
+    save_state(checkpoint, model, ema, optimizer, numbers)
+    ema.copy_to(model)
+    return model.eval(), numbers
+
+
+def _loss(
+    model: UNet2DConditionModel,
+    slices: CaptionedSlices,
+    bank: CaptionBank,
+    autoencoder: NullSpaceAutoencoder,
+    alphas: Tensor,
+    settings: DenoiserSettings,
+    generator: torch.Generator,
+) -> Tensor:
+    chosen = slices.draw(settings.batch, generator)
+    images, masks = augment(slices.images[chosen].float() / 255, slices.masks[chosen].float(), generator)
+    with torch.no_grad():
+        z = autoencoder.encode(images * 2 - 1).latent_dist.mode() * autoencoder.config.scaling_factor
+    weight = 1 + settings.lesion_weight * functional.adaptive_max_pool2d(masks, z.shape[-2:])
+    t = draw_timesteps(settings.batch, settings.low_noise_share, generator)
+    noise = torch.randn(z.shape, generator=generator)
+    signal, spread = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
+    text = bank.draw(chosen, generator, settings.caption_dropout)
+    predicted = model(signal * z + spread * noise, t, text).sample
+    return (weight * (predicted - (signal * noise - spread * z)).pow(2)).mean()
+
+
+@torch.no_grad()
+def latent_error(
+    model: UNet2DConditionModel,
+    slices: CaptionedSlices,
+    autoencoder: NullSpaceAutoencoder,
+    states: Tensor,
+    timestep: int,
+    *,
+    seed: int = 0,
+) -> Tensor:
+    """Squared error of the one-step clean estimate per slice, in units of the mean latent variance."""
+    z = autoencoder.encode(slices.images.float() / 127.5 - 1).latent_dist.mode() * autoencoder.config.scaling_factor
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
+    alpha = build_scheduler().alphas_cumprod[timestep]
+    noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
+    errors = []
+    for part, text, target in zip(noisy.split(8), states.split(8), z.split(8), strict=True):
+        v = model(part, torch.full((len(part),), timestep), text).sample
+        errors.append((alpha.sqrt() * part - (1 - alpha).sqrt() * v - target).pow(2).mean((1, 2, 3)))
+    return torch.cat(errors)
+
+
+def _report(
+    model: UNet2DConditionModel,
+    ema: Ema,
+    validation: CaptionedSlices,
+    autoencoder: NullSpaceAutoencoder,
+    tokenizer: PreTrainedTokenizerFast,
+    encoder: CLIPTextModel,
+) -> str:
+    """Validation error of the averaged weights at a few noise levels; the live weights are restored."""
+    live = {n: p.detach().clone() for n, p in model.named_parameters()}
+    ema.copy_to(model)
+    states = encode_texts(validation.captions, tokenizer, encoder)
+    line = " ".join(
+        f"t{t} {latent_error(model, validation, autoencoder, states, t).mean():.5f}" for t in (50, 100, 200, 400, 700)
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(live[name])
+    return line
