@@ -1,7 +1,35 @@
-"""Files in, files out: readers, records, writer and phantoms; no physics."""
+"""Files in, files out: readers, records, writer, phantoms and prompts."""
 
 from __future__ import annotations
 
+from treg_med.data.open_scan import open_scan, register_reader
+from treg_med.data.prompts import ScanWords, check_text, suggest_text
 from treg_med.data.records import RESEARCH_ONLY, Geometry, Measurement, Reconstruction
+from treg_med.data.sample_scans import SAMPLES, sample_path
+from treg_med.data.sampling import MASK_KINDS
+from treg_med.data.simulate import simulate_scan
+from treg_med.data.source import ScanHeader, ScanReader, SliceSource, validate_source
+from treg_med.data.writer import VolumeWriter, is_complete, software_versions
 
-__all__ = ["RESEARCH_ONLY", "Geometry", "Measurement", "Reconstruction"]
+__all__ = [
+    "MASK_KINDS",
+    "RESEARCH_ONLY",
+    "SAMPLES",
+    "Geometry",
+    "Measurement",
+    "Reconstruction",
+    "ScanHeader",
+    "ScanReader",
+    "ScanWords",
+    "SliceSource",
+    "VolumeWriter",
+    "check_text",
+    "is_complete",
+    "open_scan",
+    "register_reader",
+    "sample_path",
+    "simulate_scan",
+    "software_versions",
+    "suggest_text",
+    "validate_source",
+]

@@ -15,11 +15,13 @@ from treg_med.operators import CartesianMRI, centered_ifft2, estimate_noise_std,
 __all__ = ["INVERSE_CRIME", "assemble_measurement", "check_finite", "check_mask", "robust_scale"]
 
 INVERSE_CRIME = (
-    "simulated measurement (inverse crime): k-space was computed from a magnitude image with the same model that reconstructs it; "
+    "simulated measurement (inverse crime): k-space was computed from a magnitude image with the same model "
+    "that reconstructs it; "
     "results are better than on measured data"
 )
 _SCALE_QUANTILE = 0.999
-# Side of the central block whose sampling density decides whether zero-filling keeps the brightness of the image.
+# Side of the central block whose sampling density decides whether zero-filling keeps the brightness of the
+# image.
 _CENTER_BLOCK = 8
 
 
@@ -36,7 +38,8 @@ def check_finite(kspace: Tensor, index: int) -> None:
     if count:
         first = tuple(int(v) for v in bad.nonzero()[0])
         raise NumericsError(
-            f"expected finite k-space, got {count} NaN or Inf samples in slice {index}, the first at (coil, row, column) {first}; "
+            f"expected finite k-space, got {count} NaN or Inf samples in slice {index}, the first at (coil, "
+            f"row, column) {first}; "
             "export the scan again, or set the mask to 0 there"
         )
 
@@ -63,20 +66,26 @@ def check_mask(values: Tensor, shape: tuple[int, int]) -> Tensor:
         hint = "transpose it" if came == shape[::-1] else "store one value per k-space position or per column"
         raise GeometryError(f"expected a mask of shape {shape} or {shape[1:]}, got {came}; {hint}")
     if values.is_complex() or not bool(((values == 0) | (values == 1)).all()):
-        raise FormatError(f"expected a mask of 0 and 1, got other values ({values.dtype}); store it as uint8 0/1")
+        raise FormatError(
+            f"expected a mask of 0 and 1, got other values ({values.dtype}); store it as uint8 0/1"
+        )
     mask = (values != 0).expand(shape).clone()
     if not bool(mask.any()):
-        raise FormatError(f"expected a mask that samples something, got all zeros {came}; store 1 where k-space was measured")
+        raise FormatError(
+            f"expected a mask that samples something, got all zeros {came}; store 1 where k-space was "
+            "measured"
+        )
     return mask
 
 
 def robust_scale(kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> float:
     """Return the factor that brings the maximum of a typical image to about 1.
 
-    ``scale = 1 / (99.9th percentile of the zero-filled root-sum-of-squares magnitude)``. A fully sampled centre keeps its
-    brightness, which zero-filling lowers by little (the percentile, unlike the maximum, ignores single bright pixels). Where the
-    centre itself is sampled with density d < 1, zero-filling scales the image by d, and the percentile is divided by d. Maps
-    whose squares do not sum to 1 are divided out. An empty slice has scale 1.
+    ``scale = 1 / (99.9th percentile of the zero-filled root-sum-of-squares magnitude)``. A fully sampled
+    centre keeps its brightness, which zero-filling lowers by little (the percentile, unlike the maximum,
+    ignores single bright pixels). Where the centre itself is sampled with density d < 1, zero-filling scales
+    the image by d, and the percentile is divided by d. Maps whose squares do not sum to 1 are divided out. An
+    empty slice has scale 1.
 
     Parameters
     ----------
@@ -91,7 +100,9 @@ def robust_scale(kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> fl
     if maps is not None:
         gain = torch.linalg.vector_norm(maps, dim=0)
         magnitude = torch.where(gain > 0.1 * gain.max(), magnitude / gain.clamp_min(1e-12), 0)
-    rows, columns = (slice(max(0, n // 2 - _CENTER_BLOCK // 2), n // 2 + _CENTER_BLOCK // 2) for n in mask.shape)
+    rows, columns = (
+        slice(max(0, n // 2 - _CENTER_BLOCK // 2), n // 2 + _CENTER_BLOCK // 2) for n in mask.shape
+    )
     density = float(mask[rows, columns].float().mean()) or float(mask.float().mean())
     position = max(1, round(_SCALE_QUANTILE * magnitude.numel()))
     value = float(magnitude.flatten().kthvalue(position).values) / density
@@ -107,6 +118,7 @@ def assemble_measurement(
     provenance: Mapping[str, Any],
     maps: Tensor | None = None,
     noise_std: float | None = None,
+    noise_from: tuple[Tensor, Tensor] | None = None,
     target: Tensor | None = None,
 ) -> Measurement:
     """Build the measurement of one slice.
@@ -129,6 +141,8 @@ def assemble_measurement(
         (coils, H, W), or None.
     noise_std
         Noise level per sample, or None.
+    noise_from
+        K-space and mask to estimate the noise level from, where more was measured than ``mask`` keeps.
     target
         (H, W) reference, or None.
 
@@ -144,17 +158,26 @@ def assemble_measurement(
     check_finite(kspace, index)
     # where, unlike a product with the mask, leaves no negative zeros behind.
     y = torch.where(mask, kspace, torch.zeros((), dtype=kspace.dtype))
-    if maps is None and y.shape[0] > 1:
-        if not bool(y.any()):
-            raise NumericsError(f"slice {index} holds only zeros, so coil maps cannot be estimated; leave this slice out")
+    estimate_maps = maps is None and y.shape[0] > 1
+    if (estimate_maps or noise_std is None) and not bool(y.any()):
+        raise NumericsError(
+            f"slice {index} holds only zeros, so neither coil maps nor noise can be estimated; leave this "
+            "slice out"
+        )
+    if estimate_maps:
         maps = estimate_sensitivity_maps(y, mask)
         facts["sensitivity_maps"] = "estimated from the calibration region (ESPIRiT)"
+    elif maps is not None:
+        maps = maps.to(y.dtype)
+        facts["sensitivity_maps"] = "given"
     else:
-        facts["sensitivity_maps"] = "given" if maps is not None else "single coil"
+        facts["sensitivity_maps"] = "single coil"
     if noise_std is None:
-        noise_std = estimate_noise_std(y, mask)
+        noise_std = estimate_noise_std(*(noise_from or (y, mask)))
         facts["noise_std"] = "estimated"
-        warnings.append("the noise level was estimated from the highest sampled frequencies; residuals depend on it")
+        warnings.append(
+            "the noise level was estimated from the highest sampled frequencies; residuals depend on it"
+        )
     else:
         facts["noise_std"] = "given"
     facts["warnings"] = tuple(dict.fromkeys(warnings))

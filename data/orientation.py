@@ -1,9 +1,9 @@
 """How an image array lies in a stored volume and in the patient.
 
-Images are (row, column, slice). Volumes from NIfTI are turned so that images come out upright, as the images of the shipped
-prior are: axial with anterior up, coronal and sagittal with superior up, the patient's right on the right of axial and coronal
-images, anterior on the right of sagittal ones. The slice index stays that of the file. `Geometry.storage` remembers the turn, and
-the writer undoes it.
+Images are (row, column, slice). Volumes from NIfTI are turned so that images come out upright, as the images
+of the shipped prior are: axial with anterior up, coronal and sagittal with superior up, the patient's right
+on the right of axial and coronal images, anterior on the right of sagittal ones. The slice index stays that
+of the file. `Geometry.storage` remembers the turn, and the writer undoes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from nibabel import orientations
 from treg_med.data.records import Geometry
 from treg_med.errors import GeometryError
 
-__all__ = ["choose_slice_axis", "oriented_geometry", "plane_of", "slices_geometry", "to_images", "to_volume", "unknown_geometry"]
+__all__ = [
+    "choose_slice_axis",
+    "oriented_geometry",
+    "plane_of",
+    "slices_geometry",
+    "stored_affine",
+    "to_images",
+    "to_volume",
+    "unknown_geometry",
+]
 
 Storage = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -47,7 +56,9 @@ def plane_of(affine: npt.NDArray[np.float64], slice_axis: int) -> str:
 def _ras_axes(affine: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     axes = orientations.io_orientation(affine)
     if not np.isfinite(axes).all():
-        raise GeometryError("expected an affine with three independent axes, got a degenerate one; repair the header")
+        raise GeometryError(
+            "expected an affine with three independent axes, got a degenerate one; repair the header"
+        )
     return np.asarray(axes, dtype=np.int64)
 
 
@@ -100,8 +111,9 @@ def unknown_geometry(
 ) -> Geometry:
     """Return a placeholder for a file without geometry, such that viewers show the written volume the right way up.
 
-    The stored volume is (x, y, slice) with x to the right and y up on the *displayed* image, and the affine is the one that
-    nibabel assumes for a header with both codes 0: centred, x pointing left. Which side is the patient's left is not known.
+    The stored volume is (x, y, slice) with x to the right and y up on the *displayed* image, and the affine
+    is the one that nibabel assumes for a header with both codes 0: centred, x pointing left. Which side is
+    the patient's left is not known.
 
     Parameters
     ----------
@@ -130,7 +142,9 @@ def unknown_geometry(
     header.set_zooms(stored_spacing)
     affine = np.asarray(header.get_base_affine(), dtype=np.float64)
     affine = affine @ orientations.inv_ornt_aff(_inverse(storage), tuple(stored_shape))
-    return Geometry(affine, shape, known=False, storage=storage, display_rot90=display_rot90, display_flip=display_flip)
+    return Geometry(
+        affine, shape, known=False, storage=storage, display_rot90=display_rot90, display_flip=display_flip
+    )
 
 
 def _inverse(storage: Storage) -> npt.NDArray[np.float64]:
@@ -151,8 +165,13 @@ def to_volume(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
     """Turn images (row, column, slice) back into the stored volume and its affine."""
     turn = np.array(geometry.storage, dtype=np.float64)
-    volume = np.asarray(orientations.apply_orientation(images, turn))
-    return volume, geometry.affine @ orientations.inv_ornt_aff(turn, images.shape)
+    return np.asarray(orientations.apply_orientation(images, turn)), stored_affine(geometry)
+
+
+def stored_affine(geometry: Geometry) -> npt.NDArray[np.float64]:
+    """Return the affine (4, 4) of the stored volume."""
+    turn = np.array(geometry.storage, dtype=np.float64)
+    return np.asarray(geometry.affine @ orientations.inv_ornt_aff(turn, geometry.shape))
 
 
 def slices_geometry(geometry: Geometry, indices: Sequence[int]) -> Geometry:
@@ -164,7 +183,13 @@ def slices_geometry(geometry: Geometry, indices: Sequence[int]) -> Geometry:
         If the slices are not evenly spaced, increasing and inside the scan.
     """
     steps = {b - a for a, b in zip(indices, indices[1:], strict=False)}
-    if not indices or len(steps) > 1 or any(s < 1 for s in steps) or min(indices) < 0 or max(indices) >= geometry.shape[2]:
+    if (
+        not indices
+        or len(steps) > 1
+        or any(s < 1 for s in steps)
+        or min(indices) < 0
+        or max(indices) >= geometry.shape[2]
+    ):
         raise GeometryError(
             f"expected increasing, evenly spaced slices of {geometry.shape[2]}, got {list(indices)[:10]}; "
             "an affine cannot describe others"
@@ -172,4 +197,6 @@ def slices_geometry(geometry: Geometry, indices: Sequence[int]) -> Geometry:
     step = steps.pop() if steps else 1
     move = np.eye(4)
     move[2, 2], move[2, 3] = step, indices[0]
-    return replace(geometry, affine=geometry.affine @ move, shape=(*geometry.shape[:2], len(indices)), slice_index=0)
+    return replace(
+        geometry, affine=geometry.affine @ move, shape=(*geometry.shape[:2], len(indices)), slice_index=0
+    )

@@ -1,7 +1,7 @@
 """From header fields to a sentence, and from a sentence to a warning.
 
-Only whitelisted words ever leave this file: a header field is looked up, never copied, so that a name, a date or a record number in
-a header cannot reach a prompt, a log or a sidecar.
+Only whitelisted words ever leave this file: a header field is looked up, never copied, so that a name, a date
+or a record number in a header cannot reach a prompt, a log or a sidecar.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ _MODALITIES = ("MRI", "CT")
 
 # Tokens of acquisition labels and file names, upper case, that mean something.
 _CONTRAST_TOKENS = {
-    "T1": "T1w", "T1W": "T1w", "T1PRE": "T1w", "MPRAGE": "T1w", "T1POST": "T1w+Gd", "T1GD": "T1w+Gd", "T1C": "T1w+Gd", "T1CE": "T1w+Gd",
-    "T2": "T2w", "T2W": "T2w", "FLAIR": "FLAIR", "T2FLAIR": "FLAIR", "PD": "PDw", "PDW": "PDw", "PDFS": "PDw+FS",
+    "T1": "T1w", "T1W": "T1w", "T1PRE": "T1w", "MPRAGE": "T1w", "T1POST": "T1w+Gd", "T1GD": "T1w+Gd", "T1C": "
+    ""T1w+Gd", "T1CE": "T1w+Gd",
+    "T2": "T2w", "T2W": "T2w", "FLAIR": "FLAIR", "T2FLAIR": "FLAIR", "PD": "PDw", "PDW": "PDw", "PDFS": "
+    ""PDw+FS",
 }  # fmt: skip
-_PLANE_TOKENS = {"AX": "axial", "TRA": "axial", "COR": "coronal", "SAG": "sagittal"} | {p.upper(): p for p in _PLANES}
+_PLANE_TOKENS = {"AX": "axial", "TRA": "axial", "COR": "coronal", "SAG": "sagittal"} | {
+    p.upper(): p for p in _PLANES
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,14 @@ def words_from_label(label: str, *, modality: str | None = "MRI") -> ScanWords:
     tokens = [t for t in re.split(r"[^A-Za-z0-9]+", label) if t]
     plane, contrast, anatomy = None, None, None
     for token in (t.upper() for t in tokens):
-        prefix = next((p for p in ("AX", "COR", "SAG", "TRA") if token.startswith(p) and token[len(p) :] in _CONTRAST_TOKENS), None)
+        prefix = next(
+            (
+                p
+                for p in ("AX", "COR", "SAG", "TRA")
+                if token.startswith(p) and token[len(p) :] in _CONTRAST_TOKENS
+            ),
+            None,
+        )
         plane = plane or (_PLANE_TOKENS[prefix] if prefix else _PLANE_TOKENS.get(token))
         contrast = contrast or _CONTRAST_TOKENS.get(token[len(prefix) :] if prefix else token)
         anatomy = anatomy or (token.lower() if token.lower() in _ANATOMIES else None)
@@ -110,7 +121,10 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     (
         "a record number",
-        re.compile(r"\b(?:(?:mrn|patient\s*id|record|accession|id|no)[\s.:#]*\d{3,}|[A-Z]{0,3}\d{6,})\b", re.IGNORECASE),
+        re.compile(
+            r"\b(?:(?:mrn|patient\s*id|record|accession|id|no)[\s.:#]*\d{3,}|[A-Z]{0,3}\d{6,})\b",
+            re.IGNORECASE,
+        ),
     ),
     (
         "a name",
@@ -123,8 +137,10 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
 # Two capitalised words in a row are a name unless medicine capitalises them.
 _TWO_CAPITALS = re.compile(r"\b([A-Z][a-z]{2,})[ ,]+([A-Z][a-z]{2,})\b")
 _CAPITALISED_TERMS = frozenset(
-    "Axial Coronal Sagittal Magnetic Resonance Imaging Computed Tomography Multiple Sclerosis Brain Knee Chest Spin Echo Turbo Fast Gradient "
-    "Inversion Recovery Proton Density Weighted Contrast Enhanced Head Neck Image Scan Slice Healthy Volunteer Left Right Upper Lower "
+    "Axial Coronal Sagittal Magnetic Resonance Imaging Computed Tomography Multiple Sclerosis Brain Knee "
+    "Chest Spin Echo Turbo Fast Gradient "
+    "Inversion Recovery Proton Density Weighted Contrast Enhanced Head Neck Image Scan Slice Healthy "
+    "Volunteer Left Right Upper Lower "
     "Middle White Matter Grey Gray Low High Grade Post Pre With Without Alzheimer Parkinson Chiari Virchow Robin Schwann Dandy Walker".split()
 )
 
@@ -132,7 +148,8 @@ _CAPITALISED_TERMS = frozenset(
 def check_text(text: str | None) -> tuple[str, ...]:
     """Check a user's text; return warnings where it seems to hold personal data.
 
-    The text reaches the sidecar of every output, so a name, a date or a record number in it would too. None, no text, is fine.
+    The text reaches the sidecar of every output, so a name, a date or a record number in it would too. None,
+    no text, is fine.
 
     Raises
     ------
@@ -142,7 +159,9 @@ def check_text(text: str | None) -> tuple[str, ...]:
     if text is None:
         return ()
     if not isinstance(text, str):
-        raise ConfigError(f"expected the text to be a string, got {type(text).__name__}; pass a sentence or None")
+        raise ConfigError(
+            f"expected the text to be a string, got {type(text).__name__}; pass a sentence or None"
+        )
     if len(text) > MAX_TEXT_LENGTH:
         raise ConfigError(
             f"expected a text of at most {MAX_TEXT_LENGTH} characters, got {len(text)}; "
@@ -152,7 +171,8 @@ def check_text(text: str | None) -> tuple[str, ...]:
     if "a name" not in found and _looks_like_a_name(_TWO_CAPITALS.findall(text)):
         found.append("a name")
     return tuple(
-        f"the text seems to hold {what}; it is stored in the output's sidecar, so remove personal data" for what in found
+        f"the text seems to hold {what}; it is stored in the output's sidecar, so remove personal data"
+        for what in found
     )
 
 

@@ -1,8 +1,9 @@
 """The three records that travel between readers, solvers and writers.
 
-Contract. A record is a frozen dataclass: nobody changes it in place, ``dataclasses.replace`` makes another one. Images are
-``(*batch, H, W)``, k-space is ``(*batch, coils, H, W)``; lengths are in mm; ``noise_std`` is in the units of the
-measurement. ``scale`` is information only: a solver may work on ``image * scale`` but returns raw units.
+Contract. A record is a frozen dataclass: nobody changes it in place, ``dataclasses.replace`` makes another
+one. Images are ``(*batch, H, W)``, k-space is ``(*batch, coils, H, W)``; lengths are in mm; ``noise_std`` is
+in the units of the measurement. ``scale`` is information only: a solver may work on ``image * scale`` but
+returns raw units.
 """
 
 from __future__ import annotations
@@ -53,9 +54,11 @@ class Geometry:
     known
         False when the file carried no geometry and ``affine`` is a placeholder of 1 mm voxels.
     storage
-        (3, 2) nibabel orientation: for each image axis (row, column, slice) the axis of the stored volume and +1 or -1.
+        (3, 2) nibabel orientation: for each image axis (row, column, slice) the axis of the stored volume and
+        +1 or -1.
     display_rot90, display_flip
-        How the raw array is turned to be shown upright: that many quarter turns anticlockwise, then a left-right mirror.
+        How the raw array is turned to be shown upright: that many quarter turns anticlockwise, then a
+        left-right mirror.
 
     Raises
     ------
@@ -78,7 +81,8 @@ class Geometry:
         affine = np.array(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise GeometryError(
-                f"expected a finite 4 x 4 affine, got shape {affine.shape} with values {affine.ravel()[:4]}...; "
+                f"expected a finite 4 x 4 affine, got shape {affine.shape} with values "
+                f"{affine.ravel()[:4]}...; "
                 "repair the header (for NIfTI: its sform or qform)"
             )
         if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
@@ -117,7 +121,9 @@ class Geometry:
         turn = f", shown with rot90={self.display_rot90}, flip={self.display_flip}"
         upright = self.display_rot90 % 4 == 0 and not self.display_flip
         known = "" if self.known else ", unknown geometry"
-        return f"Geometry({self.shape}, {spacing} mm, slice {self.slice_index}{'' if upright else turn}{known})"
+        return (
+            f"Geometry({self.shape}, {spacing} mm, slice {self.slice_index}{'' if upright else turn}{known})"
+        )
 
 
 def _move(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
@@ -136,11 +142,13 @@ class Measurement:
     Parameters
     ----------
     y
-        Measured data, trailing shape ``operator.range_shape`` (k-space: ``(*batch, coils, H, W)``), raw units of the file.
+        Measured data, trailing shape ``operator.range_shape`` (k-space: ``(*batch, coils, H, W)``), raw units
+        of the file.
     operator
         The linear operator A, domain ``(H, W)``.
     noise_std
-        Noise level per measured sample (complex: E|n|^2 = noise_std^2) in the units of ``y``; None if unknown.
+        Noise level per measured sample (complex: E|n|^2 = noise_std^2) in the units of ``y``; None if
+        unknown.
     scale
         Factor that brings the maximum of a typical image to about 1: ``image * scale``.
     target
@@ -170,7 +178,8 @@ class Measurement:
         expected = tuple(self.operator.range_shape)
         if tuple(self.y.shape[-len(expected) :]) != expected:
             raise GeometryError(
-                f"expected data of trailing shape {expected} (the operator's range), got {tuple(self.y.shape)}; "
+                f"expected data of trailing shape {expected} (the operator's range), got "
+                f"{tuple(self.y.shape)}; "
                 "build the operator from the mask and maps that belong to these data"
             )
         domain = tuple(self.operator.domain_shape)
@@ -179,7 +188,9 @@ class Measurement:
                 f"expected a target of shape {domain} (the operator's domain), got {tuple(self.target.shape)}"
             )
         if self.noise_std is not None and not (math.isfinite(self.noise_std) and self.noise_std >= 0):
-            raise NumericsError(f"expected noise_std >= 0 and finite, got {self.noise_std}; pass None if unknown")
+            raise NumericsError(
+                f"expected noise_std >= 0 and finite, got {self.noise_std}; pass None if unknown"
+            )
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise NumericsError(f"expected a positive finite scale, got {self.scale}")
         object.__setattr__(self, "provenance", dict(self.provenance))
@@ -326,4 +337,6 @@ class Reconstruction:
 
         rows = self._facts() + [("warning", w) for w in self.warnings]
         picture = html_picture(self.upright)
-        return f"<div>{picture}{_html_table('Reconstruction', rows)}<p><small>{RESEARCH_ONLY}</small></p></div>"
+        return (
+            f"<div>{picture}{_html_table('Reconstruction', rows)}<p><small>{RESEARCH_ONLY}</small></p></div>"
+        )

@@ -1,8 +1,9 @@
 """Opening files that nobody vouches for, before a single number is read from them.
 
-HDF5 can make a dataset out of the bytes of any other file (external storage, external and soft links, virtual datasets) and can
-declare terabytes in a kilobyte. `open_hdf5` walks the whole file one link at a time and refuses all of that; only then is the file
-handed out, read-only. Every failure of the libraries below becomes one typed error of the toolkit.
+HDF5 can make a dataset out of the bytes of any other file (external storage, external and soft links, virtual
+datasets) and can declare terabytes in a kilobyte. `open_hdf5` walks the whole file one link at a time and
+refuses all of that; only then is the file handed out, read-only. Every failure of the libraries below becomes
+one typed error of the toolkit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from treg_med.errors import FormatError, ResourceError, TregMedError, UnsafeFile
 
 __all__ = [
     "HDF5_SIGNATURE",
-    "check_declared_size",
+    "check_bomb",
+    "check_fits_memory",
     "check_hdf5",
     "check_readable_file",
     "hdf5_errors",
@@ -63,7 +65,9 @@ def check_readable_file(path: str | os.PathLike[str]) -> Path:
     except TregMedError:
         raise
     except (OSError, ValueError) as error:
-        raise ResourceError(f"expected a readable file, got {str(path)!r}: {error}; check name and permissions") from error
+        raise ResourceError(
+            f"expected a readable file, got {str(path)!r}: {error}; check name and permissions"
+        ) from error
     return file
 
 
@@ -73,8 +77,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def check_declared_size(what: str, declared: int, stored: int) -> None:
-    """Refuse arrays that declare far more than the file holds, or more than is ever read at once.
+def check_bomb(what: str, declared: int, stored: int) -> None:
+    """Refuse arrays that declare far more than the file holds.
 
     Parameters
     ----------
@@ -87,17 +91,27 @@ def check_declared_size(what: str, declared: int, stored: int) -> None:
     ------
     UnsafeFileError
         If more than 4 GiB and more than 1000 times the stored bytes are declared.
-    ResourceError
-        If more than 16 GiB are declared.
     """
     if declared > BOMB_BYTES and declared > BOMB_RATIO * max(stored, 1):
         raise UnsafeFileError(
-            f"{what} declares {declared / 2**30:.1f} GiB but stores {stored} bytes: it would exhaust the memory; "
+            f"{what} declares {declared / 2**30:.1f} GiB but stores {stored} bytes: it would exhaust the "
+            "memory; "
             "get the file from its source again"
         )
+
+
+def check_fits_memory(what: str, declared: int) -> None:
+    """Refuse to read more than 16 GiB in one piece.
+
+    Raises
+    ------
+    ResourceError
+        Names the size and the limit.
+    """
     if declared > MEMORY_BYTES:
         raise ResourceError(
-            f"{what} needs {declared / 2**30:.1f} GiB, more than the {MEMORY_BYTES / 2**30:.0f} GiB read at once; split the scan"
+            f"{what} needs {declared / 2**30:.1f} GiB, more than the {MEMORY_BYTES / 2**30:.0f} GiB read at "
+            "once; split the scan"
         )
 
 
@@ -113,7 +127,8 @@ def hdf5_errors(name: str) -> Iterator[None]:
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, AttributeError) as error:
         text = " ".join(str(error).split())[:200]
         raise FormatError(
-            f"expected a complete HDF5 file, but {name!r} is truncated or damaged ({type(error).__name__}: {text}); "
+            f"expected a complete HDF5 file, but {name!r} is truncated or damaged ({type(error).__name__}: "
+            f"{text}); "
             "copy it again and compare checksums"
         ) from error
 
@@ -121,12 +136,14 @@ def hdf5_errors(name: str) -> Iterator[None]:
 def check_hdf5(file: h5py.File) -> None:
     """Walk an open HDF5 file and refuse everything that is not a plain dataset in a plain group.
 
-    Each link is looked at before it is followed, so that a forbidden link in the middle of a path is found too.
+    Each link is looked at before it is followed, so that a forbidden link in the middle of a path is found
+    too.
 
     Raises
     ------
     UnsafeFileError
-        For soft, external and user-defined links, external storage, virtual datasets, shape bombs, too many objects.
+        For soft, external and user-defined links, external storage, virtual datasets, shape bombs, too many
+        objects.
     """
     seen: set[int] = set()
     waiting: list[h5py.Group] = [file]
@@ -142,7 +159,9 @@ def check_hdf5(file: h5py.File) -> None:
                 continue
             seen.add(address)
             if len(seen) > _MOST_OBJECTS:
-                raise UnsafeFileError(f"the file holds more than {_MOST_OBJECTS} objects; a scan has a handful")
+                raise UnsafeFileError(
+                    f"the file holds more than {_MOST_OBJECTS} objects; a scan has a handful"
+                )
             if isinstance(item, h5py.Dataset):
                 _check_dataset(item, where)
             elif isinstance(item, h5py.Group):
@@ -169,9 +188,11 @@ def _check_dataset(dataset: h5py.Dataset, where: str) -> None:
             "copy the data into one file (h5repack)"
         )
     if dataset.is_virtual:
-        raise UnsafeFileError(f"{where} is a virtual dataset made of other files; copy the data into one file (h5repack)")
+        raise UnsafeFileError(
+            f"{where} is a virtual dataset made of other files; copy the data into one file (h5repack)"
+        )
     if dataset.shape is not None:
-        check_declared_size(where, dataset.nbytes, dataset.id.get_storage_size())
+        check_bomb(where, dataset.nbytes, dataset.id.get_storage_size())
 
 
 def open_hdf5(path: Path) -> h5py.File:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -21,9 +22,15 @@ __all__ = ["MASK_KINDS", "child_generator", "make_mask"]
 
 #: Names of the patterns; "full" samples everything.
 MASK_KINDS = ("random", "equispaced", "gaussian-1d", "gaussian-2d", "poisson-disc", "full")
-# Four times undersampled with 8 % of the columns in the centre, eight times with 4 %: the pairs of the fastMRI challenge.
+# Four times undersampled with 8 % of the columns in the centre, eight times with 4 %: the pairs of the
+# fastMRI challenge.
 _CENTER_TIMES_ACCELERATION = 0.32
 _LARGEST_CALIBRATION = 24
+_COLUMN_PATTERNS: dict[str, Callable[..., SamplingMask]] = {
+    "random": random_mask,
+    "equispaced": equispaced_mask,
+    "gaussian-1d": gaussian_mask_1d,
+}
 # Part of all samples that the calibration block of a 2-D pattern may take.
 _CALIBRATION_SHARE = 0.4
 
@@ -43,7 +50,11 @@ def child_generator(seed: int, *keys: object) -> torch.Generator:
 
 
 def make_mask(
-    kind: str, shape: tuple[int, int], acceleration: float, generator: torch.Generator, center_fraction: float | None = None
+    kind: str,
+    shape: tuple[int, int],
+    acceleration: float,
+    generator: torch.Generator,
+    center_fraction: float | None = None,
 ) -> SamplingMask:
     """Return a named sampling pattern.
 
@@ -71,10 +82,9 @@ def make_mask(
         raise ConfigError(f"expected an acceleration >= 1, got {acceleration!r}")
     if kind == "full" or acceleration == 1:
         return SamplingMask.of(torch.ones(shape, dtype=torch.bool), "full")
-    if kind in ("random", "equispaced", "gaussian-1d"):
-        make = {"random": random_mask, "equispaced": equispaced_mask, "gaussian-1d": gaussian_mask_1d}[kind]
+    if kind in _COLUMN_PATTERNS:
         center = min(1.0, _CENTER_TIMES_ACCELERATION / acceleration) if center_fraction is None else center_fraction
-        return make(shape, acceleration, center, generator=generator)
+        return _COLUMN_PATTERNS[kind](shape, acceleration, center, generator=generator)
     share = _CALIBRATION_SHARE * shape[0] * shape[1] / acceleration
     block = min(_LARGEST_CALIBRATION, *shape, math.isqrt(int(share)))
     make_2d = gaussian_mask_2d if kind == "gaussian-2d" else poisson_disc_mask

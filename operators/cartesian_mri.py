@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from treg_med.operators.masks import SamplingMask
 
 __all__ = ["CartesianGram", "CartesianMRI"]
 
-# Coils are grouped so that one temporary fits the cache of a core; accelerators take all coils at once.
+# Bytes of one temporary: on a CPU it must stay in the cache of a core, on an accelerator fill the device.
 _CACHE_BYTES = 1 << 20
+_ACCELERATOR_BYTES = 1 << 28
 
 
 class CartesianMRI(LinearOperator):
@@ -44,8 +46,7 @@ class CartesianMRI(LinearOperator):
     -----
     Pruessmann et al., Magn. Reson. Med. 42 (1999) 952 (SENSE). The shifts of the centred transform are free: with
     xs[m] = x[m + n//2], (F x)[k] = sum_m p[m] xs[m] exp(-2 pi i k m / n), p[m] = exp(2 pi i (n//2) m / n) / sqrt(n), and p
-    is stored in the shifted maps. Coils are looped over so that each temporary stays in cache. Where whole lines are
-    sampled, only sampled lines are transformed along the line.
+    is stored in the shifted maps. Coils are looped over so that each temporary stays in cache.
     """
 
     mask: Tensor
@@ -110,107 +111,96 @@ class CartesianMRI(LinearOperator):
         return x0 + self.adjoint(y - self.forward(x0)) / (1 + column)
 
     def _matvec(self, x: Tensor) -> Tensor:
-        maps, _ = self._folded(x.dtype)
-        images = self._shifted_images(x)
-        kspace = x.new_empty(images.shape[0], *self.range_shape) if self._line_axis is None else x.new_zeros(
-            images.shape[0], *self.range_shape
-        )
-        for image, coils in ((i, c) for i in range(images.shape[0]) for c in self._coil_blocks(x)):
-            coil_images = maps[coils] * images[image]
-            if self._line_axis is None:
-                spectrum = torch.fft.fft2(coil_images)
-                torch.bitwise_and(_bits(spectrum), self._mask_bits(x.dtype), out=_bits(kspace[image, coils]))
-            else:
-                lines = torch.fft.fft(coil_images, dim=self._line_axis).index_select(self._line_axis, self._lines())
-                lines = torch.fft.fft(lines, dim=_other(self._line_axis))
-                kspace[image, coils].index_copy_(self._line_axis, self._lines(), lines)
+        maps, words = self._folded_maps(x.dtype), self._mask_words(x.dtype)
+        shifted = self._shifted_images(x)
+        kspace = x.new_empty(shifted.shape[0], *self.range_shape)
+        for images, coils in self._blocks(shifted):
+            spectrum = torch.fft.fft2(maps[coils] * shifted[images, None])
+            torch.bitwise_and(_words(spectrum), words, out=_words(kspace[images, coils]))
         return kspace.reshape(*x.shape[:-2], *self.range_shape)
 
     def _rmatvec(self, y: Tensor) -> Tensor:
-        _, conjugate_maps = self._folded(y.dtype)
+        maps, weights = self._folded_maps(y.dtype), self._conjugating_mask(y.dtype)
         kspace = y.resolve_conj().resolve_neg().reshape(-1, *self.range_shape)
-        images = y.new_zeros(kspace.shape[0], *self.domain_shape)
-        # Unsampled lines of the workspace stay zero for all coils.
-        work = y.new_zeros(self._block_size(y), *self.domain_shape)
-        for image, coils in ((i, c) for i in range(kspace.shape[0]) for c in self._coil_blocks(y)):
-            block = work[: coils.stop - coils.start]
-            if self._line_axis is None:
-                torch.bitwise_and(_bits(kspace[image, coils]), self._mask_bits(y.dtype), out=_bits(block))
-                coil_images = torch.fft.ifft2(block, norm="forward")
-            else:
-                lines = kspace[image, coils].index_select(self._line_axis, self._lines())
-                lines = torch.fft.ifft(lines, dim=_other(self._line_axis), norm="forward")
-                block.index_copy_(self._line_axis, self._lines(), lines)
-                coil_images = torch.fft.ifft(block, dim=self._line_axis, norm="forward")
-            _accumulate(images[image], conjugate_maps[coils], coil_images)
-        return self._unshifted_images(images).reshape(*y.shape[:-3], *self.domain_shape)
+        total = y.new_zeros(kspace.shape[0], *self.domain_shape)
+        for images, coils in self._blocks(total):
+            sampled = torch.view_as_complex(torch.view_as_real(kspace[images, coils]) * weights)
+            _accumulate(total[images], maps[coils], torch.fft.fft2(sampled))
+        return self._unshifted_conjugate(total).reshape(*y.shape[:-3], *self.domain_shape)
 
     def _normal(self, x: Tensor) -> Tensor:
-        """Return A^H A x without forming k-space; along sampled lines F^H F = 1 cancels."""
-        maps, conjugate_maps = self._folded(x.dtype)
-        images = self._shifted_images(x)
-        result = torch.zeros_like(images)
+        """Return A^H A x without forming k-space; along fully sampled lines F^H F = 1 cancels."""
+        maps, weights = self._folded_maps(x.dtype), self._conjugating_mask(x.dtype)
         axes = (-2, -1) if self._line_axis is None else (self._line_axis,)
         # The folded maps carry 1/sqrt(HW); a transform that is left out owes its share back.
-        share = 1.0 if self._line_axis is None else float(self.domain_shape[_other(self._line_axis)])
-        bits = self._mask_bits(x.dtype)
-        for image, coils in ((i, c) for i in range(images.shape[0]) for c in self._coil_blocks(x)):
-            spectrum = torch.fft.fftn(maps[coils] * images[image], dim=axes)
-            _bits(spectrum).bitwise_and_(bits)
-            coil_images = torch.fft.ifftn(spectrum, dim=axes, norm="forward")
-            _accumulate(result[image], conjugate_maps[coils], coil_images, share)
-        return self._unshifted_images(result).reshape(x.shape)
+        share = 1.0 if self._line_axis is None else float(self.domain_shape[-3 - self._line_axis])
+        shifted = self._shifted_images(x)
+        total = torch.zeros_like(shifted)
+        for images, coils in self._blocks(shifted):
+            spectrum = torch.fft.fftn(maps[coils] * shifted[images, None], dim=axes)
+            torch.view_as_real(spectrum).mul_(weights)
+            _accumulate(total[images], maps[coils], torch.fft.fftn(spectrum, dim=axes), share)
+        return self._unshifted_conjugate(total).reshape(x.shape)
 
-    def _block_size(self, x: Tensor) -> int:
-        """Return how many coils are worked on at once."""
-        if x.device.type != "cpu":
-            return self.n_coils
-        return max(1, min(self.n_coils, _CACHE_BYTES // (self.mask.numel() * x.element_size())))
-
-    def _coil_blocks(self, x: Tensor) -> list[slice]:
-        size = self._block_size(x)
-        return [slice(start, min(start + size, self.n_coils)) for start in range(0, self.n_coils, size)]
+    def _blocks(self, images: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Yield (images, coils) to work on at once: few enough for the cache, many where images are small."""
+        budget = _CACHE_BYTES if images.device.type == "cpu" else _ACCELERATOR_BYTES
+        affordable = max(1, budget // (self.mask.numel() * images.element_size()))
+        n_coils = min(affordable, self.n_coils)
+        n_images = max(1, affordable // self.n_coils)
+        for first in range(0, images.shape[0], n_images):
+            for coil in range(0, self.n_coils, n_coils):
+                yield slice(first, first + n_images), slice(coil, coil + n_coils)
 
     def _shifted_images(self, x: Tensor) -> Tensor:
         height, width = self.domain_shape
         return torch.roll(x.reshape(-1, height, width), (-(height // 2), -(width // 2)), dims=(-2, -1))
 
-    def _unshifted_images(self, images: Tensor) -> Tensor:
+    def _unshifted_conjugate(self, images: Tensor) -> Tensor:
         height, width = self.domain_shape
-        return torch.roll(images, (height // 2, width // 2), dims=(-2, -1))
+        return torch.roll(images.conj(), (height // 2, width // 2), dims=(-2, -1)).resolve_conj()
 
-    def _folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the shifted maps with the transform's phase and scale, and their conjugate."""
-        key = ("folded", dtype)
+    def _cached(self, key: tuple[str, torch.dtype], build: Callable[[], Tensor]) -> Tensor:
         if key not in self._cache:
+            self._cache[key] = build()
+        value: Tensor = self._cache[key]
+        return value
+
+    def _folded_maps(self, dtype: torch.dtype) -> Tensor:
+        """Return the shifted maps times phase and scale of the centred transform."""
+
+        def build() -> Tensor:
             height, width = self.domain_shape
-            phase = _shift_phase(height)[:, None] * _shift_phase(width)[None, :]
-            phase = phase.to(self.mask.device)
+            phase = (_shift_phase(height)[:, None] * _shift_phase(width)).to(self.mask.device)
             if self.sensitivity_maps is None:
-                folded = phase[None]
-            else:
-                folded = torch.roll(self.sensitivity_maps, (-(height // 2), -(width // 2)), dims=(-2, -1)) * phase
-            folded = folded.to(dtype)
-            self._cache[key] = (folded, folded.conj().resolve_conj())
-        maps, conjugate_maps = self._cache[key]
-        return maps, conjugate_maps
+                return phase[None].to(dtype)
+            shifted = torch.roll(self.sensitivity_maps, (-(height // 2), -(width // 2)), dims=(-2, -1))
+            return (shifted * phase).to(dtype)
 
-    def _mask_bits(self, dtype: torch.dtype) -> Tensor:
-        """Return the mask as all-ones or all-zeros words: a bitwise and leaves exact +0 and drops NaN."""
-        key = ("bits", dtype)
-        if key not in self._cache:
+        return self._cached(("maps", dtype), build)
+
+    def _mask_words(self, dtype: torch.dtype) -> Tensor:
+        """Return the mask as words of all ones or all zeros: a bitwise and leaves exactly +0."""
+
+        def build() -> Tensor:
             words = -self.mask.to(torch.int64)
-            self._cache[key] = words if dtype == torch.complex64 else torch.stack([words, words], dim=-1)
-        bits: Tensor = self._cache[key]
-        return bits
+            return words if dtype == torch.complex64 else torch.stack([words, words], dim=-1)
 
-    def _lines(self) -> Tensor:
-        """Return the indices of the sampled lines along the undersampled axis."""
-        if "lines" not in self._cache:
-            pattern = self.mask.any(dim=-2 if self._line_axis == -1 else -1)
-            self._cache["lines"] = torch.nonzero(pattern).squeeze(1)
-        lines: Tensor = self._cache["lines"]
-        return lines
+        return self._cached(("words", dtype), build)
+
+    def _conjugating_mask(self, dtype: torch.dtype) -> Tensor:
+        """Return (M, -M) for the real and imaginary part: masks and conjugates in one pass.
+
+        A^H y = sum_c conj(S_c) F^H M y_c = conj(sum_c S_c F conj(M y_c)): with the conjugate taken there, the maps are
+        read from memory once and no conjugated copy of them is kept.
+        """
+
+        def build() -> Tensor:
+            pattern = self.mask[:1] if self._line_axis == -1 else self.mask
+            sign = pattern.to(torch.float32 if dtype == torch.complex64 else torch.float64)
+            return torch.stack([sign, -sign], dim=-1)
+
+        return self._cached(("weights", dtype), build)
 
     def __repr__(self) -> str:
         """Return shapes and true acceleration."""
@@ -273,24 +263,20 @@ def _line_axis(mask: Tensor) -> int | None:
     return None
 
 
-def _other(axis: int) -> int:
-    return -3 - axis
-
-
 def _shift_phase(n: int) -> Tensor:
     """Return exp(2 pi i (n//2) m / n) / sqrt(n), m = 0..n-1, in complex128."""
     cycles = (torch.arange(n) * (n // 2) % n).double() / n
     return torch.polar(torch.full((n,), 1 / math.sqrt(n), dtype=torch.float64), 2 * math.pi * cycles)
 
 
-def _bits(x: Tensor) -> Tensor:
+def _words(x: Tensor) -> Tensor:
     """View complex numbers as 64-bit words: one per complex64, a trailing pair per complex128."""
     return x.view(torch.int64) if x.dtype == torch.complex64 else torch.view_as_real(x).view(torch.int64)
 
 
-def _accumulate(total: Tensor, conjugate_maps: Tensor, coil_images: Tensor, scale: float = 1.0) -> None:
-    """Add scale * sum_c conj(S_c) v_c to ``total`` in place."""
-    if coil_images.shape[0] == 1:
-        total.addcmul_(conjugate_maps[0], coil_images[0], value=scale)
+def _accumulate(total: Tensor, maps: Tensor, coil_images: Tensor, scale: float = 1.0) -> None:
+    """Add scale * sum_c S_c v_c to ``total`` (images, H, W) in place; ``coil_images`` is (images, coils, H, W)."""
+    if coil_images.shape[1] == 1:
+        total.addcmul_(maps, coil_images[:, 0], value=scale)
     else:
-        total.add_((conjugate_maps * coil_images).sum(0), alpha=scale)
+        total.add_((maps * coil_images).sum(1), alpha=scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,38 +77,55 @@ def conjugate_gradient(
     Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49 (1952) 409.
     """
     _check_arguments(rhs, x0, max_iter, rtol, event_ndim)
-    batch = rhs.shape[: rhs.ndim - event_ndim]
-    column = (*batch, *(1,) * event_ndim)
-    scale = _squared_norm(rhs, event_ndim)
+    as_vectors, as_event = _flattening(rhs, event_ndim)
+
+    def apply(vectors: Tensor) -> Tensor:
+        return as_vectors(gram_plus(as_event(vectors)))
+
+    b = as_vectors(rhs)
+    scale = torch.linalg.vecdot(b, b)
     _require_finite(scale, "the right-hand side")
     threshold = rtol**2 * scale
-    if x0 is None:
-        x, r = torch.zeros_like(rhs), rhs
-    else:
-        x, r = x0, rhs - gram_plus(x0)
-    rho = _squared_norm(r, event_ndim)
-    p = r
-    iterations = torch.zeros(batch, dtype=torch.int64, device=rhs.device)
+    x = torch.zeros_like(b) if x0 is None else as_vectors(x0)
+    r = b if x0 is None else b - apply(x)
+    p, rho = r, torch.linalg.vecdot(r, r)
+    iterations = torch.zeros_like(rho, dtype=torch.int64)
     active = rho > threshold
     for _ in range(max_iter):
         if not bool(active.any()):
             break
-        q = gram_plus(p)
-        curvature = _real_dot(p, q, event_ndim)
+        q = apply(p)
+        curvature = torch.linalg.vecdot(p, q)
         # A direction in the null space of Q cannot lower the residual any further: that item is done.
         active = active & (curvature > 0)
-        alpha = torch.where(active, rho / torch.where(active, curvature, 1), 0).reshape(column)
-        x = x + alpha * p
-        r = r - alpha * q
-        rho_new = torch.where(active, _squared_norm(r, event_ndim), rho)
+        alpha = torch.where(active, rho / torch.where(active, curvature, 1), 0)[..., None]
+        x, r = torch.addcmul(x, p, alpha), torch.addcmul(r, q, alpha, value=-1)
+        rho_new = torch.where(active, torch.linalg.vecdot(r, r), rho)
         _require_finite(rho_new, "the residual")
-        beta = torch.where(active, rho_new / torch.where(rho > 0, rho, 1), 0).reshape(column)
-        p = r + beta * p
-        rho = rho_new
+        beta = torch.where(active, rho_new / torch.where(active, rho, 1), 0)[..., None]
+        p, rho = torch.addcmul(r, p, beta), rho_new
         iterations = iterations + active
         active = active & (rho > threshold)
     relative = (rho / torch.where(scale > 0, scale, 1)).sqrt()
-    return CGResult(x=x, iterations=iterations, relative_residual=relative)
+    batch = rhs.shape[: rhs.ndim - event_ndim]
+    return CGResult(as_event(x), iterations.reshape(batch), relative.reshape(batch))
+
+
+def _flattening(rhs: Tensor, event_ndim: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return maps to and from real vectors ``(items, n)``: on these, sum(a b) is the Hermitian Re(a^H b)."""
+    n_items = math.prod(rhs.shape[: rhs.ndim - event_ndim])
+    n_components = math.prod(rhs.shape[rhs.ndim - event_ndim :]) * (2 if rhs.is_complex() else 1)
+
+    def as_vectors(a: Tensor) -> Tensor:
+        real = torch.view_as_real(a.resolve_conj()) if a.is_complex() else a
+        return real.reshape(n_items, n_components)
+
+    def as_event(vectors: Tensor) -> Tensor:
+        if rhs.is_complex():
+            return torch.view_as_complex(vectors.reshape(*rhs.shape, 2))
+        return vectors.reshape(rhs.shape)
+
+    return as_vectors, as_event
 
 
 def _check_arguments(rhs: Tensor, x0: Tensor | None, max_iter: int, rtol: float, event_ndim: int) -> None:
@@ -119,19 +137,6 @@ def _check_arguments(rhs: Tensor, x0: Tensor | None, max_iter: int, rtol: float,
         raise GeometryError(f"a right-hand side of shape {tuple(rhs.shape)} has fewer than {event_ndim} axes")
     if x0 is not None and x0.shape != rhs.shape:
         raise GeometryError(f"x0 has shape {tuple(x0.shape)}, the right-hand side {tuple(rhs.shape)}; make them equal")
-
-
-def _real_dot(a: Tensor, b: Tensor, event_ndim: int) -> Tensor:
-    """Return Re <a, b> = sum Re(conj(a) b) over the event axes."""
-    dims = tuple(range(-event_ndim, 0))
-    if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
-        dims = tuple(range(-event_ndim - 1, 0))
-    return (a * b).sum(dims)
-
-
-def _squared_norm(a: Tensor, event_ndim: int) -> Tensor:
-    return _real_dot(a, a, event_ndim)
 
 
 def _require_finite(value: Tensor, what: str) -> None:

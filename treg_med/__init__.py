@@ -1,7 +1,7 @@
 """Medical image reconstruction with physics-based operators and a text-conditioned latent diffusion prior.
 
-The names below are the public interface. They are imported on first use, so that ``import treg_med`` stays fast and
-does not import torch. For research use only. Not a medical device; not for diagnosis or treatment.
+The names below are the public interface. They are imported on first use, so that ``import treg_med`` stays
+fast and does not import torch. For research use only. Not a medical device; not for diagnosis or treatment.
 """
 
 from __future__ import annotations

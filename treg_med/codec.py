@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from treg_med.errors import GeometryError, NumericsError
 
-__all__ = ["ImageCodec", "apply_phase", "smooth_phase"]
+__all__ = ["ImageCodec"]
 
 
 @dataclass(frozen=True)
@@ -68,27 +68,3 @@ class ImageCodec:
 
     def _scale(self, like: Tensor) -> Tensor:
         return torch.as_tensor(self.scale, dtype=like.dtype, device=like.device)[..., None, None]
-
-
-def smooth_phase(image: Tensor, width: float) -> Tensor:
-    r"""Phase of a low-passed complex image, :math:`\arg(G_s * x)`, in rad.
-
-    Parameters
-    ----------
-    image : Tensor ``(*batch, H, W)`` complex
-    width : float
-        Standard deviation s of the Gaussian in pixels; 0 keeps the pixel-wise phase.
-    """
-    if width == 0:
-        return torch.angle(image)
-    gain = torch.ones((), dtype=image.real.dtype, device=image.device)
-    for axis in (-2, -1):
-        frequency = torch.fft.fftfreq(image.shape[axis], dtype=image.real.dtype, device=image.device)
-        low_pass = torch.exp(-2 * (torch.pi * width * frequency) ** 2)
-        gain = gain * (low_pass[:, None] if axis == -2 else low_pass)
-    return torch.angle(torch.fft.ifft2(torch.fft.fft2(image) * gain))
-
-
-def apply_phase(magnitude: Tensor, phase: Tensor) -> Tensor:
-    r"""Complex image :math:`m e^{i\phi}`; the magnitude may be signed."""
-    return torch.polar(torch.ones_like(phase), phase) * magnitude

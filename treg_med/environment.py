@@ -20,7 +20,8 @@ def torchvision_warning() -> str | None:
     """Return one line when the installed torchvision was built for another torch, else None.
 
     Such a torchvision stops diffusers and transformers from importing; without any torchvision both work. The
-    requirement in its metadata names the release of torch; the build (CPU or CUDA) is the local part of both versions.
+    requirement in its metadata names the release of torch; the build (CPU or CUDA) is the local part of both
+    versions.
     """
     vision, torch_version = installed_version("torchvision"), installed_version("torch")
     if vision is None or torch_version is None:
@@ -31,6 +32,6 @@ def torchvision_warning() -> str | None:
     if wanted in (None, release) and vision.partition("+")[2] == build:
         return None
     return (
-        f"torchvision {vision} was not built for torch {torch_version} and can stop diffusers and transformers from "
-        "importing; treg-med does not need it: pip uninstall torchvision"
+        f"torchvision {vision} was not built for torch {torch_version} and can stop diffusers and "
+        "transformers from importing; treg-med does not need it: pip uninstall torchvision"
     )

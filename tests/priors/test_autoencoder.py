@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.priors.conftest import tiny_autoencoder
+from tests.tiny_prior import tiny_autoencoder
 from treg_med.priors.autoencoder import NullSpaceAutoencoder
 
 

@@ -19,7 +19,8 @@ app = typer.Typer(
     name="treg-med",
     cls=FailureGroup,
     help=(
-        "Reconstruct medical images from incomplete measurements with physics and a text-conditioned diffusion prior."
+        "Reconstruct medical images from incomplete measurements with physics and a text-conditioned "
+        "diffusion prior."
         f"\n\n{RESEARCH_ONLY}"
     ),
     epilog=f"Exit codes: {_CODES}.",
@@ -29,8 +30,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Input = Annotated[Path, typer.Argument(metavar="INPUT", help="Scan file: raw k-space (HDF5, fastMRI) or NIfTI.")]
-OutFolder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results; made if missing.")]
+Input = Annotated[Path, typer.Argument(metavar="INPUT", help="Scan: raw k-space (HDF5, fastMRI) or NIfTI.")]
+OutFolder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
 Steps = Annotated[int | None, typer.Option(help="Iterations of the solver (treg: diffusion steps).")]
 Slices = Annotated[str | None, typer.Option(metavar="A:B", help="Slices, as in Python: '3', '10:20', '::2'.")]
@@ -38,6 +39,10 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; defaul
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Volume = Annotated[int | None, typer.Option(help="Which volume of a 4D file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are already there.")]
+Reader = Annotated[
+    list[str] | None,
+    typer.Option("--reader", metavar="NAME=VALUE", help="Option of the reader, e.g. acceleration=8."),
+]
 Acceleration = Annotated[float, typer.Option(help="Undersampling of simulated k-space.")]
 Mask = Annotated[str, typer.Option(help="equispaced, random, gaussian-1d, gaussian-2d or poisson-disc.")]
 Coils = Annotated[int, typer.Option(help="Number of simulated receive coils.")]
@@ -65,38 +70,41 @@ def demo(
     out: OutFolder = Path("treg_med_output"),
     steps: Steps = None,
     seed: Seed = 0,
+    as_json: Json = False,
 ) -> None:
     """Reconstruct the measured brain scan that comes with the package, with every method, in one figure."""
     from treg_med.cli.demo import run
 
-    run(out, steps=steps, seed=seed)
+    run(out, steps=steps, seed=seed, as_json=as_json)
 
 
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Scan file to look at.")],
     volume: Volume = None,
+    reader: Reader = None,
     as_json: Json = False,
 ) -> None:
     """Say what a file is, whether it can be reconstructed, and with which command."""
     from treg_med.cli.check import run
 
-    run(file, volume=volume, as_json=as_json)
+    run(file, volume, reader or [], as_json=as_json)
 
 
 @app.command()
 def reconstruct(
     input: Input,
     out: OutFolder,
-    text: Annotated[str | None, typer.Option(help="What was scanned, e.g. 'axial T2-FLAIR brain MRI'.")] = None,
+    text: Annotated[str | None, typer.Option(help="What was scanned: 'axial T2-FLAIR brain MRI'.")] = None,
     solver: Annotated[str, typer.Option(help="Method; 'treg-med info' lists them.")] = "treg",
     preset: Annotated[str, typer.Option(help="Named settings of the method.")] = "default",
     prior: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of a diffusion prior; default: the embedded one.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of a prior; default: the embedded one.")
     ] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; repeatable.")
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the method.")
     ] = None,
+    reader: Reader = None,
     steps: Steps = None,
     seed: Seed = 0,
     slices: Slices = None,
@@ -111,7 +119,7 @@ def reconstruct(
 ) -> None:
     """Reconstruct a scan into NIfTI, a JSON sidecar and a figure.
 
-    Beside a learned result stand its control (the same pipeline with the prior removed) and its classical start.
+    Beside a learned result stand its classical start and its control: the same pipeline, the prior removed.
     """
     from treg_med.cli.reconstruct import Job, run
 
@@ -123,6 +131,7 @@ def reconstruct(
         preset=preset,
         prior=prior,
         settings=tuple(setting or ()),
+        reader=tuple(reader or ()),
         steps=steps,
         seed=seed,
         slices=slices,
@@ -152,19 +161,16 @@ def simulate(
     """Make undersampled k-space from a magnitude volume; the target is stored beside it."""
     from treg_med.cli.simulate import run
 
-    run(
-        input,
-        out,
-        acceleration=acceleration,
-        mask=mask,
-        coils=coils,
-        noise=noise,
-        seed=seed,
-        slices=slices,
-        volume=volume,
-        overwrite=overwrite,
-        as_json=as_json,
-    )
+    options = {
+        "acceleration": acceleration,
+        "mask": mask,
+        "coils": coils,
+        "noise": noise,
+        "seed": seed,
+        "volume": volume,
+        "overwrite": overwrite,
+    }
+    run(input, out, slices, options, as_json=as_json)
 
 
 @app.command()

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from treg_med.data import Reconstruction
     from treg_med.solvers.base import Callback
+    from treg_med.volume import MethodResult
 
 __all__ = ["method_table", "print_json", "print_warnings", "progress_bar", "stdout"]
 
@@ -48,7 +48,9 @@ def progress_bar() -> Iterator[Callable[[str], Callback]]:
     """
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("", total=None)
 
         def start(label: str) -> Callback:
@@ -62,13 +64,13 @@ def progress_bar() -> Iterator[Callable[[str], Callback]]:
         yield start
 
 
-def method_table(title: str, rows: Sequence[tuple[str, Reconstruction]]) -> Table:
-    """Return the comparison every command prints: one row per method."""
+def method_table(title: str, rows: Sequence[MethodResult]) -> Table:
+    """Return the comparison that commands print: one row per method."""
     table = Table(title=title)
     for heading in ("method", "residual (noise units)", "seconds", "network evaluations"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
-    for label, result in rows:
-        table.add_row(label, f"{result.residual:.3f}", f"{result.seconds:.1f}", str(result.nfe))
+    for row in rows:
+        table.add_row(row.label, f"{row.residual:.3f}", f"{row.seconds:.1f}", str(row.nfe))
     return table
 
 

@@ -1,6 +1,6 @@
 """What a failure looks like on the command line: one line on stderr and a documented exit code.
 
-A ``TregMedError`` was raised on purpose, and its message already states what was expected, what came and the fix.
+A ``TregMedError`` was raised on purpose, and its message states what was expected, what came and the fix.
 Anything else is a defect of ours and is reported as such; the traceback appears with ``--debug`` only.
 """
 

@@ -16,7 +16,17 @@ from treg_med.notice import RESEARCH_ONLY
 
 __all__ = ["collect", "run"]
 
-_PACKAGES = ("torch", "diffusers", "transformers", "monai", "nibabel", "scikit-image", "h5py", "safetensors", "numpy")
+_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "monai",
+    "nibabel",
+    "scikit-image",
+    "h5py",
+    "safetensors",
+    "numpy",
+)
 
 
 def run(as_json: bool) -> None:

@@ -1,14 +1,57 @@
-"""The data-consistency step of a magnitude prior: a complex solve around an image with a known phase."""
+"""The data-consistency step of a magnitude prior, with the phase carried beside the magnitude."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from treg_med.codec import apply_phase
-from treg_med.operators import LinearOperator, conjugate_gradient
+from treg_med.operators import conjugate_gradient
+from treg_med.solvers.base import Problem, per_image
+from treg_med.solvers.phase import smooth_rotation
+from treg_med.solvers.total_variation import PhasedImage
 
-__all__ = ["PhaseAwareDataStep"]
+__all__ = ["CarriedPhase", "PhaseAwareDataStep"]
+
+# How much less an image may err across a smooth phase than along it.
+_ACROSS = 0.1
+
+
+@dataclass(frozen=True)
+class CarriedPhase:
+    r"""Unit phase factor :math:`e^{i\phi}` of an image and whether it is smooth enough to constrain it.
+
+    Parameters
+    ----------
+    rotation : Tensor ``(*batch, H, W)`` complex
+        The phase factor.
+    smooth : Tensor ``(*batch,)`` bool
+        Where False, the phase is that of every pixel by itself and says nothing about the image.
+    width : float
+        Low-pass width in pixels of a refinement.
+    """
+
+    rotation: Tensor
+    smooth: Tensor
+    width: float
+
+    @classmethod
+    def of(cls, start: PhasedImage, width: float) -> CarriedPhase:
+        """Phase of a classical reconstruction: its smooth one where that describes the image."""
+        away = (start.image - start.magnitude * start.rotation).abs().square().sum((-2, -1))
+        smooth = away <= 1e-4 * start.image.abs().square().sum((-2, -1))
+        return cls(torch.where(per_image(smooth), start.rotation, torch.sgn(start.image)), smooth, width)
+
+    def refined(self, image: Tensor) -> CarriedPhase:
+        """Turn towards the phase of an image, by a smooth turn where the phase is smooth."""
+        turn = smooth_rotation(image * self.rotation.conj(), self.width)
+        pixels = torch.where(image == 0, self.rotation, torch.sgn(image))
+        return replace(self, rotation=torch.where(per_image(self.smooth), self.rotation * turn, pixels))
+
+    def along(self, image: Tensor) -> Tensor:
+        """Signed magnitude of a complex image along the phase."""
+        return (image * self.rotation.conj()).real
 
 
 class PhaseAwareDataStep:
@@ -19,49 +62,35 @@ class PhaseAwareDataStep:
     .. math:: \arg\min_x \tfrac{1}{2}\|A x - y\|^2 + \tfrac{w}{2}\|m - m_0\|^2 + \tfrac{w_q}{2}\|q\|^2,
 
     by Hermitian conjugate gradients on the image-space normal equations. ``w = sigma^2 / tau^2`` with the noise
-    level sigma of the data and the error tau of the estimate is the least-squares weighting. A large ``w_q`` ties the
-    image to its phase, as partial-Fourier reconstruction does; ``w_q = w`` is the plain proximal step.
+    level sigma of the data and the error tau of the estimate is the least-squares weighting. ``w_q = 100 w`` ties the
+    image to a smooth phase, as partial-Fourier reconstruction does; without a smooth phase ``w_q = w``.
 
     Parameters
     ----------
-    operator : LinearOperator
-        Forward model A of complex images.
-    y : Tensor ``(*batch, *range_shape)``
-        Data.
-    noise_std : Tensor ``(*batch,)``
-        sigma in the units of ``y``.
+    problem : Problem
+        Data, forward model and noise level.
     max_iter, rtol
         Limits of the inner iteration.
     """
 
-    def __init__(self, operator: LinearOperator, y: Tensor, noise_std: Tensor, *, max_iter: int = 10, rtol: float = 1e-4) -> None:
-        self.operator = operator
-        self.gram = operator.gram
-        self.backprojected = operator.adjoint(y)
-        self.noise_std = noise_std
+    def __init__(self, problem: Problem, *, max_iter: int, rtol: float = 1e-4) -> None:
+        self.gram = problem.operator.gram
+        self.backprojected = problem.operator.adjoint(problem.y)
+        self.noise_std = problem.noise_std
         self.max_iter = max_iter
         self.rtol = rtol
-        self.events = len(operator.domain_shape)
 
-    def __call__(self, magnitude: Tensor, phase: Tensor, error_std: Tensor, quadrature_std: Tensor, start: Tensor | None = None) -> Tensor:
-        """Return the complex image ``(*batch, H, W)``; the standard deviations have shape ``(*batch,)``."""
-        in_phase = self._weight(error_std)
-        across = self._weight(quadrature_std)
-        rotation = apply_phase(torch.ones_like(phase), phase)
+    def __call__(self, magnitude: Tensor, phase: CarriedPhase, error_std: Tensor, start: Tensor | None = None) -> Tensor:
+        """Return the complex image ``(*batch, H, W)`` for a magnitude with error ``error_std`` ``(*batch,)``."""
+        weight = (self.noise_std / error_std.clamp_min(1e-6)).square()
+        along, across = per_image(weight), per_image(torch.where(phase.smooth, weight / _ACROSS**2, weight))
+        rotation, conjugate = phase.rotation, phase.rotation.conj().resolve_conj()
 
         def pull(x: Tensor) -> Tensor:
-            turned = x * rotation.conj()
-            return torch.complex(in_phase * turned.real, across * turned.imag) * rotation
+            turned = x * conjugate
+            return torch.complex(along * turned.real, across * turned.imag) * rotation
 
-        target = magnitude * rotation
-        guess = target if start is None else start
-        rhs = self.backprojected + in_phase * target
-        residual = rhs - self.gram(guess) - pull(guess)
-        step = conjugate_gradient(
-            lambda x: self.gram(x) + pull(x), residual, max_iter=self.max_iter, rtol=self.rtol, event_ndim=self.events
-        )
+        guess = magnitude * rotation if start is None else start
+        residual = self.backprojected + along * magnitude * rotation - self.gram(guess) - pull(guess)
+        step = conjugate_gradient(lambda x: self.gram(x) + pull(x), residual, max_iter=self.max_iter, rtol=self.rtol)
         return guess + step.x
-
-    def _weight(self, std: Tensor) -> Tensor:
-        weight = (self.noise_std / std.clamp_min(1e-6)).square()
-        return weight[(..., *([None] * self.events))]

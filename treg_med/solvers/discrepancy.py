@@ -9,7 +9,8 @@ from torch import Tensor
 
 __all__ = ["WeightSearch"]
 
-_LARGEST_STEP = math.log(3.0)
+_LARGEST_STEP = math.log(2.5)
+_DAMPING = 0.7
 
 
 class WeightSearch:
@@ -17,7 +18,8 @@ class WeightSearch:
 
     The residual of a regularised fit grows with the weight w; near a point it behaves as :math:`r \propto w^s`. Each
     call of :meth:`update` estimates s from the last two points and moves
-    :math:`\log w \mathrel{+}= (\log r^\star - \log r) / s`, at most by a factor of three. No bracket is kept, because the
+    :math:`\log w \mathrel{+}= (\log r^\star - \log r) / s`, damped and at most by a
+    factor of 2.5. No bracket is kept, because the
     residual of a warm-started iteration still drifts while the search runs. Items of a batch do not see each other.
 
     Morozov: On the solution of functional equations by the method of regularization, Soviet Math. Dokl. 7 (1966).
@@ -46,7 +48,7 @@ class WeightSearch:
         tolerance: float = 0.01,
         bounds: tuple[float, float] = (1e-2, 1e2),
         fixed: bool = False,
-        slope: float = 0.15,
+        slope: float = 0.2,
     ) -> None:
         self.target = target
         self.tolerance = tolerance
@@ -72,9 +74,9 @@ class WeightSearch:
         if self._previous is not None:
             moved = self._log - self._previous[0]
             slope = (log_residual - self._previous[1]) / torch.where(moved.abs() > 0.05, moved, torch.inf)
-            self._slope = torch.where(moved.abs() > 0.05, slope.clamp(0.03, 1.0), self._slope)
+            self._slope = torch.where(moved.abs() > 0.05, slope.clamp(0.05, 1.0), self._slope)
         self.done = (residual - self.target).abs() <= self.tolerance
-        step = ((math.log(self.target) - log_residual) / self._slope).clamp(-_LARGEST_STEP, _LARGEST_STEP)
+        step = (_DAMPING * (math.log(self.target) - log_residual) / self._slope).clamp(-_LARGEST_STEP, _LARGEST_STEP)
         step = torch.where(self.done if active is None else self.done | ~active, 0.0, step)
         wanted = self._log + step
         following = torch.minimum(torch.maximum(wanted, self._low), self._high)

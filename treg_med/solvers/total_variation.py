@@ -19,6 +19,8 @@ __all__ = ["PhasedImage", "TotalVariation"]
 
 _FIRST_WEIGHT = 0.3  # of sigma; near the result of the search for parallel imaging and for a single coil
 _BLOCK = 5
+_TURN_ITERATIONS = 5
+_INNER_ITERATIONS = 6
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class TotalVariation(Solver):
     phase_rounds: int = setting(10, minimum=0, maximum=100, help="Gauss-Newton turns of the phase")
     phase_slope: float = setting(0.03, above=0.0, help="slope expected of a turn, rad per pixel")
     phase_bend: float = setting(1e-3, above=0.0, help="curvature expected of a turn, rad per pixel squared")
-    excess: float = setting(0.15, minimum=0.0, help="residual above complex TV at which phase-aware TV is dropped")
-    max_iterations: int = setting(60, minimum=1, maximum=10000, help="iterations of each stage")
+    excess: float = setting(0.3, minimum=0.0, help="residual above complex TV at which phase-aware TV is dropped")
+    max_iterations: int = setting(40, minimum=1, maximum=10000, help="iterations of each stage")
     tolerance: float = setting(2e-3, above=0.0, help="relative change of an iteration at which a stage stops")
 
     def solve(self, problem: Problem) -> Tensor:
@@ -112,7 +114,7 @@ class TotalVariation(Solver):
         """Return the complex TV image, its weight and its residual."""
         state = TVSplitting(
             work.gram, work.backprojected, work.diagonal, work.backprojected,
-            inner_iterations=1 if work.exact else 3,
+            inner_iterations=1 if work.exact else _INNER_ITERATIONS,
         )  # fmt: skip
         search = self._search(_FIRST_WEIGHT * work.sigma, work.sigma, 1e-2)
         active = torch.ones_like(work.sigma, dtype=torch.bool)
@@ -138,7 +140,7 @@ class TotalVariation(Solver):
         start = (plain * rotation.conj()).real
         state = TVSplitting(
             work.gram, work.backprojected, work.diagonal, start, rotation,
-            inner_iterations=2 if work.exact else 3,
+            inner_iterations=_INNER_ITERATIONS,
         )  # fmt: skip
         # A wrong phase would otherwise drive the weight to zero in vain.
         search = self._search(first_weight, work.sigma, 0.125)
@@ -167,7 +169,7 @@ class TotalVariation(Solver):
         variance = work.sigma.square()
         return refine_rotation(
             work.gram, work.backprojected, magnitude, rotation, work.diagonal,
-            stiffness=variance / self.phase_slope**2, bending=variance / self.phase_bend**2, iterations=4,
+            stiffness=variance / self.phase_slope**2, bending=variance / self.phase_bend**2, iterations=_TURN_ITERATIONS,
         )  # fmt: skip
 
     def _warn_unreached(self, problem: Problem, search: WeightSearch, residual: Tensor) -> None:

@@ -10,13 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from treg_med.codec import ImageCodec, apply_phase, smooth_phase
+from treg_med.codec import ImageCodec
 from treg_med.guidance import guided_prediction
-from treg_med.priors.base import Prior
+from treg_med.priors.base import Prediction, Prior
 from treg_med.solvers.base import Problem, Solver, per_image, setting
-from treg_med.solvers.data_step import PhaseAwareDataStep
+from treg_med.solvers.data_step import CarriedPhase, PhaseAwareDataStep
+from treg_med.solvers.total_variation import TotalVariation
 
 __all__ = ["TReg"]
+
+_BISECTIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,79 +63,65 @@ class TReg(Solver):
     def solve(self, problem: Problem) -> Tensor:
         """Return the image ``(*batch, H, W)`` in working units."""
         prior: Prior = problem.prior
-        image = _classical_start(problem)
-        codec = ImageCodec(tuple(problem.operator.domain_shape), prior.image_multiple, 1 / _upper_level(image.abs()))
-        data = PhaseAwareDataStep(problem.operator, problem.y, problem.noise_std, max_iter=self.data_iterations)
-        phase = smooth_phase(image, self.phase_width)
-        across = _quadrature_std(image, phase)
-        condition = self._conditions(problem, prior, codec.encode(image.abs()).shape[0])
+        classical = TotalVariation().solve_phased(problem)
+        image, phase = classical.image, CarriedPhase.of(classical, self.phase_width)
+        codec = ImageCodec(_image_shape(problem), prior.image_multiple, 1 / _upper_level(image.abs()))
+        data = PhaseAwareDataStep(problem, max_iter=self.data_iterations)
+        magnitude = phase.along(image)
+        condition = self._conditions(problem, prior)
         timesteps = self._timesteps()
-        latent = self._initial_latent(problem, prior, codec, _along(image, phase), timesteps[0])
-        magnitude = _along(image, phase)
+        latent = self._initial_latent(problem, prior, codec.encode(magnitude), timesteps[0])
         for step, (now, after) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
-            clean, noise = self._prior_step(problem, prior, latent, now, condition, magnitude, codec)
-            magnitude = codec.decode(prior.decode(clean), problem.batch_shape)
-            tau = self.trust * prior.error_std(now) / 2 / torch.as_tensor(codec.scale)
-            if step % self.data_every == 0 or after is None:
-                image = data(magnitude, phase, tau, torch.maximum(across, 0.05 * tau))
-                phase = smooth_phase(image, self.phase_width)
-                magnitude = _along(image, phase)
+            prediction = self._prior_step(problem, prior, latent, now, condition, codec.encode(magnitude))
+            magnitude = codec.decode(prior.decode(prediction.clean), problem.batch_shape)
+            if after is None:
+                break
+            if step % self.data_every == 0:
+                image = data(magnitude, phase, self.trust * prior.error_std(now) / 2 / torch.as_tensor(codec.scale))
+                phase = phase.refined(image)
+                magnitude = phase.along(image)
             problem.log("treg", step + 1, len(timesteps), timestep=now, residual=problem.residual(image))
-            if after is not None:
-                latent = self._renoise(problem, prior, codec, magnitude, clean, noise, after)
-        return _to_noise_level(problem, data, magnitude, phase, image, across)
+            latent = self._renoise(problem, prior, codec.encode(magnitude), prediction, after)
+        return _to_noise_level(problem, data, magnitude, phase)
 
     def _timesteps(self) -> list[int]:
         first = self.start_timestep if self.start == "classical" else 999
         return [max(int(round(first * (1 - i / self.steps))), 1) for i in range(self.steps)]
 
-    def _conditions(self, problem: Problem, prior: Prior, count: int) -> tuple[Tensor, Tensor]:
+    def _conditions(self, problem: Problem, prior: Prior) -> tuple[Tensor, Tensor]:
         text, null = prior.embed([problem.text or "", ""]).to(problem.y.device).unsqueeze(1).unbind()
         for message in getattr(prior, "text_warnings", lambda _: ())(problem.text or ""):
             problem.warn(message)
+        count = math.prod(problem.batch_shape)
         return text.expand(count, *text.shape[1:]), null.expand(count, *null.shape[1:])
 
-    def _initial_latent(self, problem: Problem, prior: Prior, codec: ImageCodec, magnitude: Tensor, timestep: int) -> Tensor:
-        clean = prior.encode(codec.encode(magnitude))
+    def _initial_latent(self, problem: Problem, prior: Prior, image: Tensor, timestep: int) -> Tensor:
+        clean = prior.encode(image)
         alpha = float(prior.alphas_cumprod[timestep])
         noise = _shared_noise(clean, problem.generator)
         return noise if self.start == "noise" else alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
 
     def _prior_step(
-        self, problem: Problem, prior: Prior, latent: Tensor, timestep: int, condition: tuple[Tensor, Tensor], magnitude: Tensor, codec: ImageCodec
-    ) -> tuple[Tensor, Tensor]:
-        """Clean latent and noise; the control passes the current image on instead."""
+        self, problem: Problem, prior: Prior, latent: Tensor, timestep: int, condition: tuple[Tensor, Tensor], image: Tensor
+    ) -> Prediction:
+        """Noise and clean latent; the control passes the current image on instead."""
         if not self.use_prior:
-            clean = prior.encode(codec.encode(magnitude))
-            return clean, torch.zeros_like(clean)
+            clean = prior.encode(image)
+            return Prediction(torch.zeros_like(clean), clean)
         problem.nfe += 1 if self.guidance_scale in (0, 1) else 2
-        prediction = guided_prediction(prior, latent, timestep, *condition, self.guidance_scale)
-        return prediction.clean, prediction.noise
+        return guided_prediction(prior, latent, timestep, *condition, self.guidance_scale)
 
-    def _renoise(self, problem: Problem, prior: Prior, codec: ImageCodec, magnitude: Tensor, clean: Tensor, noise: Tensor, timestep: int) -> Tensor:
+    def _renoise(self, problem: Problem, prior: Prior, image: Tensor, prediction: Prediction, timestep: int) -> Tensor:
         alpha = float(prior.alphas_cumprod[timestep])
-        mixed = alpha * prior.encode(codec.encode(magnitude)) + (1 - alpha) * clean
+        mixed = alpha * prior.encode(image) + (1 - alpha) * prediction.clean
         memory = math.sqrt(1 - alpha) if self.noise_memory is None else self.noise_memory
-        fresh = _shared_noise(clean, problem.generator)
-        return alpha**0.5 * mixed + (1 - alpha) ** 0.5 * (memory * noise + math.sqrt(1 - memory**2) * fresh)
+        fresh = _shared_noise(mixed, problem.generator)
+        return alpha**0.5 * mixed + (1 - alpha) ** 0.5 * (memory * prediction.noise + math.sqrt(1 - memory**2) * fresh)
 
 
-def _classical_start(problem: Problem) -> Tensor:
-    """Two-stage total variation where the data are complex."""
-    from treg_med.solvers.total_variation import TotalVariation
-
-    return TotalVariation().solve(problem)
-
-
-def _along(image: Tensor, phase: Tensor) -> Tensor:
-    """Signed magnitude of a complex image along a phase."""
-    return (image * apply_phase(torch.ones_like(phase), -phase)).real
-
-
-def _quadrature_std(image: Tensor, phase: Tensor) -> Tensor:
-    """Root-mean-square of the part of the image across the phase, per batch item."""
-    across = (image * apply_phase(torch.ones_like(phase), -phase)).imag
-    return across.square().mean((-2, -1)).sqrt()
+def _image_shape(problem: Problem) -> tuple[int, int]:
+    height, width = problem.operator.domain_shape
+    return height, width
 
 
 def _upper_level(magnitude: Tensor) -> Tensor:
@@ -144,26 +133,27 @@ def _upper_level(magnitude: Tensor) -> Tensor:
 
 def _shared_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """White noise that is the same for every item of a batch, so that no result depends on its neighbours."""
-    noise = torch.randn((1, *like.shape[1:]), generator=generator, dtype=like.dtype, device=generator.device if generator else "cpu")
+    device = generator.device if generator is not None else torch.device("cpu")
+    noise = torch.randn((1, *like.shape[1:]), generator=generator, dtype=like.dtype, device=device)
     return noise.to(like.device).expand_as(like)
 
 
-def _to_noise_level(problem: Problem, data: PhaseAwareDataStep, magnitude: Tensor, phase: Tensor, image: Tensor, across: Tensor) -> Tensor:
-    r"""Move the image towards the data until its residual is one noise unit (discrepancy principle).
+def _to_noise_level(problem: Problem, data: PhaseAwareDataStep, magnitude: Tensor, phase: CarriedPhase) -> Tensor:
+    r"""Move the prior's image towards the data until its residual is one noise unit (discrepancy principle).
 
-    The proximal weight is found per batch item by bisection on its logarithm; an image that already fits better than
-    the noise is left alone.
+    The proximal weight is found per batch item by bisection on its logarithm; an image that already fits the data to
+    the noise is left alone, because fitting it closer would only copy noise.
     """
-    low = torch.full_like(problem.noise_std, -9.0)
-    high = torch.full_like(problem.noise_std, 2.0)
-    done = problem.residual(image) <= 1
-    for step in range(7):
+    image = magnitude * phase.rotation
+    fits = problem.residual(image) <= 1
+    low, high = torch.full_like(problem.noise_std, -9.0), torch.full_like(problem.noise_std, 2.0)
+    for step in range(_BISECTIONS):
+        if bool(fits.all()):
+            break
         middle = (low + high) / 2
-        tau = torch.exp(middle)
-        candidate = data(magnitude, phase, tau, torch.maximum(across, 0.05 * tau), start=image)
+        candidate = data(magnitude, phase, torch.exp(middle), start=image)
         residual = problem.residual(candidate)
-        image = torch.where(per_image(done), image, candidate)
-        low = torch.where(residual > 1, middle, low)
-        high = torch.where(residual > 1, high, middle)
-        problem.log("noise level", step + 1, 7, residual=residual)
+        image = torch.where(per_image(fits), image, candidate)
+        low, high = torch.where(residual > 1, middle, low), torch.where(residual > 1, high, middle)
+        problem.log("noise level", step + 1, _BISECTIONS, residual=residual)
     return image

@@ -14,7 +14,6 @@ from treg_med.solvers.differences import (
     inner,
     laplacian_spectrum,
     shrink,
-    squared_length,
 )
 
 __all__ = ["TVSplitting"]
@@ -104,7 +103,8 @@ class TVSplitting:
         """
         rho = per_image(weight) / self.threshold
         inverse = 1 / (self._diagonal + rho * self._laplacian + 1e-6)
-        keep = per_image(active)
+        # Selecting costs as much as computing: skip it while every item is active.
+        keep = None if bool(active.all()) else per_image(active)
         change = torch.zeros_like(weight)
         for _ in range(iterations):
             before = self.image
@@ -112,14 +112,15 @@ class TVSplitting:
             mixed = _OVER_RELAXATION * self._gradient + (1 - _OVER_RELAXATION) * self._split
             raised = mixed + self._dual
             split = shrink(raised, self.threshold)
-            self._split = torch.where(keep, split, self._split)
-            self._dual = torch.where(keep, raised - split, self._dual)
+            dual = raised - split
+            self._split = split if keep is None else torch.where(keep, split, self._split)
+            self._dual = dual if keep is None else torch.where(keep, dual, self._dual)
             moved = self.image - before
             change = (inner(moved, moved) / inner(self.image, self.image).clamp_min(_TINY)).sqrt()[..., 0, 0]
             self.iterations += 1
         return change
 
-    def _image_step(self, rho: Tensor, inverse: Tensor, keep: Tensor) -> None:
+    def _image_step(self, rho: Tensor, inverse: Tensor, keep: Tensor | None) -> None:
         remaining = self._rhs - self._gram_image - rho * divergence(self._split - self._dual - self._gradient)
         scaled = self._precondition(remaining, inverse)
         direction = scaled
@@ -127,9 +128,10 @@ class TVSplitting:
         for step in range(self.inner_iterations):
             gram_direction = self._gram(direction)
             gradient_direction = gradient(direction)
-            steepness = per_image(squared_length(gradient_direction).sum((-2, -1)))
+            steepness = inner(gradient_direction, gradient_direction).sum(0)
             curvature = inner(direction, gram_direction) + rho * steepness
-            length = torch.where(keep, energy / curvature.clamp_min(_TINY), 0.0)
+            length = energy / curvature.clamp_min(_TINY)
+            length = length if keep is None else torch.where(keep, length, 0.0)
             self.image = self.image + length * direction
             self._gram_image = self._gram_image + length * gram_direction
             self._gradient = self._gradient + length * gradient_direction

@@ -20,14 +20,14 @@ def _say(line: str) -> None:
 
 
 @app.command()
-def autoencoder(slices: Slices, work: Work, minutes: Minutes = 10, threads: Threads = 1, patch: int = 8, channels: int = 48) -> None:
+def autoencoder(slices: Slices, work: Work, samples: int = 25_000, threads: Threads = 1, patch: int = 8, channels: int = 48) -> None:
     """Fit the patch basis and train the null-space decoder."""
     from treg_med.training.autoencoder import round_trip_psnr, train_autoencoder
     from treg_med.training.slices import CaptionedSlices
 
     torch.set_num_threads(threads)
     train = CaptionedSlices.load(slices, "train", focus_share=0.6)
-    model = train_autoencoder(train, work / "autoencoder.ckpt", minutes=minutes, patch_size=patch, latent_channels=channels, log=_say)
+    model = train_autoencoder(train, work / "autoencoder.ckpt", samples=samples, patch_size=patch, latent_channels=channels, log=_say)
     model.save_pretrained(work / "vae", safe_serialization=True)
     images = CaptionedSlices.load(slices, "val", subjects_only="ms_").images[::6].float() / 255
     trained, linear = round_trip_psnr(model, images)
@@ -60,19 +60,16 @@ def denoiser(
     initial: Annotated[Path | None, typer.Option(help="Folder of a UNet to start from when there is no checkpoint.")] = None,
 ) -> None:
     """Train the denoiser on the parts of the two other steps."""
-    import json
-    from dataclasses import asdict
-
     from diffusers import UNet2DConditionModel
     from transformers import AutoTokenizer, CLIPTextModel
 
     from treg_med.priors.autoencoder import NullSpaceAutoencoder
-    from treg_med.training.denoiser import DenoiserSettings, build_scheduler, train_denoiser
+    from treg_med.training.denoiser import DenoiserSettings, train_denoiser
     from treg_med.training.slices import CaptionedSlices
 
     torch.set_num_threads(threads)
     settings = DenoiserSettings(samples=samples, batch=batch, rate=rate)
-    model, numbers = train_denoiser(
+    numbers = train_denoiser(
         CaptionedSlices.load(slices, "train"),
         CaptionedSlices.load(slices, "val", subjects_only="ms_").every(12),
         NullSpaceAutoencoder.from_pretrained(work / "vae").eval(),
@@ -84,9 +81,6 @@ def denoiser(
         initial=UNet2DConditionModel.from_pretrained(initial, torch_dtype=torch.float32) if initial else None,
         log=_say,
     )
-    model.save_pretrained(work / "unet")
-    build_scheduler().save_pretrained(work / "scheduler")
-    (work / "denoiser.json").write_text(json.dumps({**asdict(settings), **numbers}, indent=1), encoding="utf-8")
     _say(f"stopped at {numbers['samples']} samples, {numbers['seconds']:.0f} s")
 
 
@@ -99,13 +93,11 @@ def export(slices: Slices, work: Work, target: Annotated[Path, typer.Option(help
     from treg_med.training.slices import CaptionedSlices
 
     torch.set_num_threads(threads)
-    state = work / "denoiser.json"
     card = export_prior(
         work,
         target,
         CaptionedSlices.load(slices, "train", subjects_only="ms_").every(16),
         CaptionedSlices.load(slices, "val", subjects_only="ms_").every(8),
-        json.loads(state.read_text(encoding="utf-8")) if state.exists() else {},
     )
     _say(json.dumps(card["metrics"], indent=1))
 

@@ -18,14 +18,16 @@ from treg_med.training.slices import CaptionedSlices, augment
 __all__ = ["build_autoencoder", "round_trip_psnr", "train_autoencoder"]
 
 
-def build_autoencoder(slices: CaptionedSlices, generator: torch.Generator, patch_size: int, latent_channels: int) -> NullSpaceAutoencoder:
+def build_autoencoder(
+    slices: CaptionedSlices, generator: torch.Generator, patch_size: int, latent_channels: int, width: int = 96, blocks: int = 4
+) -> NullSpaceAutoencoder:
     """An untrained autoencoder with the patch basis of 600 augmented slices and unit mean latent variance."""
     chosen = slices.draw(600, generator)
     images, _ = augment(slices.images[chosen].float() / 255, slices.masks[chosen].float(), generator)
     mean, basis, deviation = patch_principal_components(images * 2 - 1, patch_size)
     # One factor for all channels: white latent noise stays white in the image.
     scaling = float(1 / deviation[:latent_channels].pow(2).mean().sqrt())
-    model = NullSpaceAutoencoder(patch_size, latent_channels, scaling_factor=scaling)
+    model = NullSpaceAutoencoder(patch_size, latent_channels, width, blocks, scaling_factor=scaling)
     model.set_basis(mean, basis, deviation)
     return model
 
@@ -34,31 +36,32 @@ def train_autoencoder(
     slices: CaptionedSlices,
     checkpoint: Path,
     *,
-    minutes: float,
+    samples: int,
     patch_size: int = 8,
     latent_channels: int = 48,
+    width: int = 96,
+    blocks: int = 4,
     batch: int = 16,
     crop: int = 128,
     rate: float = 1.5e-3,
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> NullSpaceAutoencoder:
-    """Train for a wall-clock budget with a cosine learning rate; returns the averaged model.
+    """Train on a number of crops with a cosine learning rate; returns the averaged model.
 
     The loss is L1 + 10 MSE on the image, scored one patch inside the crop so that padding never counts.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = build_autoencoder(slices, generator, patch_size, latent_channels)
+    model = build_autoencoder(slices, generator, patch_size, latent_channels, width, blocks)
     ema = Ema(model)
     optimizer = torch.optim.Adam(model.parameters(), rate)
-    numbers = {"progress": 0.0, "samples": 0}
+    numbers = {"samples": 0}
     if checkpoint.exists():
         numbers = load_state(checkpoint, model, ema, optimizer)
-    begun, start, saved = time.monotonic(), numbers["progress"], time.monotonic()
-    while numbers["progress"] < 1:
-        numbers["progress"] = min(1.0, start + (time.monotonic() - begun) / (60 * minutes))
+    saved = time.monotonic()
+    while numbers["samples"] < samples:
         for group in optimizer.param_groups:
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * numbers["progress"]))
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * numbers["samples"] / samples))
         target = _crops(slices, generator, batch, crop)
         edge = patch_size
         error = (model(target) - target)[..., edge:-edge, edge:-edge]
@@ -68,10 +71,10 @@ def train_autoencoder(
         optimizer.step()
         ema.update(model)
         numbers["samples"] += batch
-        if time.monotonic() - saved > 60 or numbers["progress"] >= 1:
+        if time.monotonic() - saved > 60 or numbers["samples"] >= samples:
             saved = time.monotonic()
             save_state(checkpoint, model, ema, optimizer, numbers)
-            log(f"autoencoder {numbers['progress']:.0%} samples {numbers['samples']} loss {loss.item():.4f}")
+            log(f"autoencoder {numbers['samples']} crops, loss {loss.item():.4f}")
     ema.copy_to(model)
     return model.eval()
 

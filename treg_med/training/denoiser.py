@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
@@ -20,7 +23,10 @@ from treg_med.training.checkpoint import Ema, load_state, save_state
 from treg_med.training.slices import CaptionedSlices, augment
 from treg_med.training.text_encoder import MAX_TOKENS
 
-__all__ = ["CaptionBank", "DenoiserSettings", "build_denoiser", "build_scheduler", "latent_error", "train_denoiser"]
+__all__ = ["CaptionBank", "DenoiserSettings", "averaged_denoiser", "build_denoiser", "build_scheduler", "latent_error", "train_denoiser"]
+
+
+CHANNELS = (64, 96, 160)
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -36,7 +42,7 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def build_denoiser(latent_channels: int, channels: tuple[int, ...] = (64, 96, 160)) -> UNet2DConditionModel:
+def build_denoiser(latent_channels: int, channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
     """A small UNet for 32x32 latents with attention to the text at its coarsest level only."""
     levels = len(channels)
     return UNet2DConditionModel(
@@ -134,15 +140,15 @@ def train_denoiser(
     minutes: float = 1e9,
     initial: UNet2DConditionModel | None = None,
     log: Callable[[str], None] = print,
-) -> tuple[UNet2DConditionModel, dict[str, float]]:
-    """Train until `settings.samples` are seen or the budget ends; returns the averaged model and its numbers.
+) -> dict[str, Any]:
+    """Train until `settings.samples` are seen or the budget ends; returns samples seen and seconds spent.
 
     ``v = sqrt(ab) eps - sqrt(1 - ab) z`` is regressed with the squared error weighted by ``1 + w`` inside lesions.
     """
     model = initial or build_denoiser(autoencoder.config.latent_channels)
     ema = Ema(model, 0.998)
     optimizer = torch.optim.AdamW(model.parameters(), settings.rate, betas=(0.9, 0.99), weight_decay=1e-2)
-    numbers: dict[str, float] = {"samples": 0, "seconds": 0.0}
+    numbers: dict[str, Any] = {"samples": 0, "seconds": 0.0, "channels": list(model.config.block_out_channels)}
     if checkpoint.exists():
         numbers = load_state(checkpoint, model, ema, optimizer)
         log(f"resumed at {numbers['samples']} samples")
@@ -169,7 +175,16 @@ def train_denoiser(
             reported = numbers["seconds"]
             log(f"{numbers['samples']} samples: " + _report(model, ema, validation, autoencoder, tokenizer, encoder))
     save_state(checkpoint, model, ema, optimizer, numbers)
-    ema.copy_to(model)
+    return numbers
+
+
+def averaged_denoiser(checkpoint: Path) -> tuple[UNet2DConditionModel, dict[str, Any]]:
+    """The averaged weights of a checkpoint, also of a run that is still going on, and its numbers."""
+    with safe_open(checkpoint, "pt") as file:
+        numbers: dict[str, Any] = json.loads(file.metadata()["numbers"])
+        weights = {name.removeprefix("ema/"): file.get_tensor(name) for name in file.keys() if name.startswith("ema/")}  # noqa: SIM118
+    model = build_denoiser(weights["conv_in.weight"].shape[1], tuple(numbers.get("channels", CHANNELS)))
+    model.load_state_dict(weights)
     return model.eval(), numbers
 
 

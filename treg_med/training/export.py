@@ -22,12 +22,12 @@ TIMESTEPS = (1, 25, 50, 75, 100, 150, 200, 300, 400, 500, 600, 700, 800, 900, 99
 
 
 @torch.no_grad()
-def denoising_error(prior: LatentPrior, slices: CaptionedSlices, timesteps: tuple[int, ...] = TIMESTEPS, seed: int = 0) -> dict[int, float]:
+def denoising_error(prior: LatentPrior, slices: CaptionedSlices, timesteps: tuple[int, ...] | None = None, seed: int = 0) -> dict[int, float]:
     """Root-mean-square error per pixel, in [-1, 1] units, of the decoded one-step clean estimate with the right text."""
     generator = torch.Generator().manual_seed(seed)
     images = slices.images.float() / 127.5 - 1
     out = {}
-    for t in timesteps:
+    for t in timesteps or TIMESTEPS:
         squares = []
         for x, texts in zip(images.split(8), _chunks(slices.captions, 8), strict=True):
             noisy = _noised(prior, x, t, generator)
@@ -53,23 +53,21 @@ def contrast_following(prior: LatentPrior, slices: CaptionedSlices, timestep: in
     return sum(wins) / len(wins)
 
 
-def export_prior(parts: Path, target: Path, train: CaptionedSlices, validation: CaptionedSlices, training: dict[str, Any]) -> dict[str, Any]:
+def export_prior(parts: Path, target: Path, train: CaptionedSlices, validation: CaptionedSlices) -> dict[str, Any]:
     """Write ``target`` as a half-precision prior folder and return its card.
 
     Parameters
     ----------
     parts : Path
-        Folder with vae/, unet/, scheduler/, text_encoder/ and tokenizer/ as the training steps leave them.
+        Folder with vae/, text_encoder/, tokenizer/ and denoiser.ckpt as the training steps leave them.
     target : Path
         Folder to write; replaced as a whole.
     train, validation : CaptionedSlices
         For the error table (train) and the metrics (validation).
-    training : dict
-        What is known about the training run; stored in the card.
     """
     staging = target.with_name(target.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
-    _save_half(parts, staging)
+    training = _save_half(parts, staging)
     prior = LatentPrior.from_pretrained(staging)
     card = {
         "format": 1,
@@ -104,18 +102,22 @@ _DATA = [
 ]
 
 
-def _save_half(parts: Path, staging: Path) -> None:
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+def _save_half(parts: Path, staging: Path) -> dict[str, float]:
+    """Write the components and return the numbers of the denoiser's training."""
     from transformers import AutoTokenizer, CLIPTextModel
 
     from treg_med.priors.autoencoder import NullSpaceAutoencoder
+    from treg_med.training.denoiser import averaged_denoiser, build_scheduler
+
+    denoiser, training = averaged_denoiser(parts / "denoiser.ckpt")
 
     # The patch basis must stay orthonormal to working precision: the autoencoder is small and is kept in float32.
     NullSpaceAutoencoder.from_pretrained(parts / "vae").save_pretrained(staging / "vae")
-    UNet2DConditionModel.from_pretrained(parts / "unet").half().save_pretrained(staging / "unet", max_shard_size="15MB")
+    denoiser.half().save_pretrained(staging / "unet", max_shard_size="15MB")
     CLIPTextModel.from_pretrained(parts / "text_encoder").half().save_pretrained(staging / "text_encoder", max_shard_size="15MB")
     AutoTokenizer.from_pretrained(parts / "tokenizer").save_pretrained(staging / "tokenizer")
-    DDIMScheduler.from_pretrained(parts / "scheduler").save_pretrained(staging / "scheduler")
+    build_scheduler().save_pretrained(staging / "scheduler")
+    return training
 
 
 def _metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def _words(attributes: list[SliceAttributes]) -> list[str]:
     """Words of the training sentences, numbers left out."""
     rng = random.Random(0)  # noqa: S311 - sentences, not secrets
     seen: set[str] = set()
-    for _ in range(20000):
+    for _ in range(5000):
         seen.update(w.strip(".,;:()").lower() for w in render_caption(rng.choice(attributes), rng)[0].split())
     return sorted(w for w in seen if w and not any(c.isdigit() for c in w))
 

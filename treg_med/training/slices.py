@@ -45,12 +45,11 @@ class CaptionedSlices:
         """Read one split; slices whose subject starts with `focus` are drawn `focus_share` of the time."""
         with h5py.File(path, "r") as file:
             column = {name: file[name].asstr()[...] for name in ("captions", "contrast", "plane", "finding", "subject", "split")}
-            keep = np.flatnonzero(column["split"] == split)
-            keep = np.array([i for i in keep if column["subject"][i].startswith(subjects_only)])
+            keep = np.flatnonzero((column["split"] == split) & [s.startswith(subjects_only) for s in column["subject"]])
             images = torch.from_numpy(file["images"][...][keep])[:, None]
             masks = torch.from_numpy(file["lesion_masks"][...][keep])[:, None]
         rows = {name: values[keep] for name, values in column.items()}
-        focused = torch.tensor([s.startswith(focus) for s in rows["subject"]])
+        focused = torch.tensor([s.startswith(focus) for s in rows["subject"]], dtype=torch.bool)
         weights = torch.where(focused, focus_share / max(int(focused.sum()), 1), (1 - focus_share) / max(int((~focused).sum()), 1))
         attributes = [
             parse_caption(*entry)

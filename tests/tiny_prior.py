@@ -1,18 +1,21 @@
 """A tiny random prior folder in the Stable Diffusion layout, once per session."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from treg_med.priors.autoencoder import NullSpaceAutoencoder, patch_principal_components
-from treg_med.training.captions import SliceAttributes
-from treg_med.training.denoiser import build_denoiser, build_scheduler
-from treg_med.training.text_encoder import build_tokenizer
+if TYPE_CHECKING:
+    from treg_med.priors.autoencoder import NullSpaceAutoencoder
 
 
 def tiny_autoencoder(patch: int = 4, channels: int = 6) -> NullSpaceAutoencoder:
     """An autoencoder whose null-space decoder does something."""
+    from treg_med.priors.autoencoder import NullSpaceAutoencoder, patch_principal_components
+
     torch.manual_seed(0)
     images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     model = NullSpaceAutoencoder(patch, channels, width=16, blocks=1, scaling_factor=1.7)
@@ -26,12 +29,17 @@ def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """vae/, unet/, scheduler/, text_encoder/ and tokenizer/ of random weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    from treg_med.training.captions import SliceAttributes
+    from treg_med.training.denoiser import build_denoiser, build_scheduler
+    from treg_med.training.text_encoder import build_tokenizer
+
     folder = tmp_path_factory.mktemp("prior")
     tiny_autoencoder().save_pretrained(folder / "vae")
     torch.manual_seed(0)
     build_denoiser(6, (16, 32)).save_pretrained(folder / "unet")
     build_scheduler().save_pretrained(folder / "scheduler")
-    tokenizer = build_tokenizer([SliceAttributes(contrast="FLAIR", plane="axial", disease="glioma")], vocabulary_size=400)
+    known = SliceAttributes(contrast="FLAIR", plane="axial", disease="glioma")
+    tokenizer = build_tokenizer([known], vocabulary_size=400)
     tokenizer.save_pretrained(folder / "tokenizer")
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),

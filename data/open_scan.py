@@ -1,0 +1,142 @@
+"""One door for every file: what it is gets decided by its content, never by its name."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from treg_med.data.fastmri import FastMriReader
+from treg_med.data.generic_hdf5 import RawKspaceReader
+from treg_med.data.nifti import NiftiReader, looks_like_nifti
+from treg_med.data.safe_hdf5 import HDF5_SIGNATURE, check_readable_file, hdf5_errors, open_hdf5
+from treg_med.data.source import ScanReader, check_options
+from treg_med.errors import FormatError
+
+__all__ = ["FileContent", "open_scan", "register_reader"]
+
+_HEAD = 64 * 1024
+_KNOWN = "HDF5 with a dataset 'kspace' (raw or fastMRI), or NIfTI-1/2 (.nii, .nii.gz)"
+_OTHERS: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
+    ("a DICOM file; convert the series to NIfTI (dcm2niix)", lambda head: head[128:132] == b"DICM"),
+    ("a zip archive; unpack it first", lambda head: head[:4] == b"PK\x03\x04"),
+    (
+        "a numpy array; write it with treg_med.data.simulate_scan or as HDF5 'kspace'",
+        lambda head: head[:6] == b"\x93NUMPY",
+    ),
+    ("a MATLAB 5 file; save it with -v7.3 and a dataset 'kspace'", lambda head: head[:6] == b"MATLAB"),
+    (
+        "a picture, which holds no scan",
+        lambda head: head[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0", b"GIF8", b"II*\0", b"MM\0*"),
+    ),
+    ("a gzip file that does not hold NIfTI; unpack it first", lambda head: head[:2] == b"\x1f\x8b"),
+)
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """What decides the format: the first bytes and, for HDF5, the names at the top of the file."""
+
+    head: bytes
+    keys: frozenset[str] | None
+
+    @classmethod
+    def of(cls, path: Path) -> FileContent:
+        """Look into a file without reading its data."""
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD)
+        if not _is_hdf5(path, head):
+            return cls(head, None)
+        file = open_hdf5(path)
+        with hdf5_errors(path.name), file:
+            return cls(
+                head, frozenset(name for name in file if isinstance(file[name], h5py.Dataset | h5py.Group))
+            )
+
+
+def _is_hdf5(path: Path, head: bytes) -> bool:
+    """Whether the signature stands at 0 or, after a user block, at 512, 1024, 2048, ..."""
+    if head.startswith(HDF5_SIGNATURE):
+        return True
+    size, offset = path.stat().st_size, 512
+    with path.open("rb") as stream:
+        while offset < size:
+            stream.seek(offset)
+            if stream.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
+                return True
+            offset *= 2
+    return False
+
+
+_READERS: list[tuple[Callable[[FileContent], bool], type[ScanReader]]] = [
+    (lambda c: c.keys is not None and {"kspace", "ismrmrd_header"} <= c.keys, FastMriReader),
+    (lambda c: c.keys is not None and "kspace" in c.keys, RawKspaceReader),
+    (lambda c: c.keys is None and looks_like_nifti(c.head), NiftiReader),
+]
+
+
+def register_reader(recognises: Callable[[FileContent], bool], reader: type[ScanReader]) -> None:
+    """Add a reader; it is asked before those that exist.
+
+    Parameters
+    ----------
+    recognises
+        Whether a file is one of its own.
+    reader
+        Subclass of `ScanReader`, called with the path and the options of `open_scan`.
+    """
+    _READERS.insert(0, (recognises, reader))
+
+
+def open_scan(path: str | os.PathLike[str], **options: Any) -> ScanReader:
+    """Open a scan: raw k-space HDF5, fastMRI HDF5, or NIfTI (k-space is then simulated, and said to be).
+
+    Parameters
+    ----------
+    path
+        The file; its name and extension do not matter.
+    **options
+        Of the reader: see `RawKspaceReader`, `FastMriReader` and `NiftiReader`.
+
+    Returns
+    -------
+    A `SliceSource`: ``len``, ``header``, ``scan[i] -> Measurement``, context manager, picklable.
+
+    Raises
+    ------
+    ResourceError
+        If the file is missing, a folder or unreadable.
+    FormatError
+        If it is empty, damaged or of an unknown format.
+    UnsafeFileError
+        If it could read other files or exhaust the memory.
+    ConfigError
+        For an option that the reader does not have.
+    """
+    file = check_readable_file(path)
+    content = FileContent.of(file)
+    for recognises, reader in _READERS:
+        if recognises(content):
+            parameters = inspect.signature(reader).parameters.values()
+            check_options(
+                reader.format, options, tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+            )
+            return reader(file, **options)
+    raise FormatError(f"expected {_KNOWN}; {file.name!r} is {_describe(content)}")
+
+
+def _describe(content: FileContent) -> str:
+    if content.keys is not None:
+        if {"dataset"} <= content.keys:
+            return "HDF5 with a group 'dataset', probably ISMRMRD raw data; sort it into 'kspace' (slice, coil, ky, kx) first"
+        names = ", ".join(sorted(content.keys)[:8]) or "nothing"
+        return f"HDF5 without a dataset 'kspace' (it has {names}); rename the k-space dataset"
+    for what, matches in _OTHERS:
+        if matches(content.head):
+            return what
+    return f"something else (first bytes {content.head[:8].hex(' ')}); check that it is the scan"

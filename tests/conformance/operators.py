@@ -1,0 +1,203 @@
+"""The operator battery: register one case, inherit every test of `OperatorConformance`.
+
+A test module subclasses `OperatorConformance`; the cases live in `OPERATOR_CASES`. A case builds a *small* operator (its
+dense matrix is formed) and, where construction depends on the size, may give a full-size one that is probed instead.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from treg_med.errors import ConfigError, GeometryError
+from treg_med.operators import (
+    CartesianMRI,
+    Identity,
+    LinearOperator,
+    birdcage_maps,
+    check_operator,
+    gaussian_mask_2d,
+    random_mask,
+)
+
+
+@dataclass(frozen=True)
+class OperatorCase:
+    """One operator under test."""
+
+    name: str
+    make_small: Callable[[], LinearOperator]
+    make_large: Callable[[], LinearOperator] | None = None
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
+def _points(height: int, width: int) -> Tensor:
+    return gaussian_mask_2d((height, width), 2.5, 4, generator=_generator()).mask
+
+
+def _columns(height: int, width: int) -> Tensor:
+    return random_mask((height, width), 2.5, 0.2, generator=_generator()).mask
+
+
+def _rough_maps(coils: int, height: int, width: int) -> Tensor:
+    return torch.randn(coils, height, width, dtype=torch.complex128, generator=_generator())
+
+
+OPERATOR_CASES: list[OperatorCase] = [
+    OperatorCase("identity-real", lambda: Identity((5, 6), is_complex=False)),
+    OperatorCase("identity-complex", lambda: Identity((7,))),
+    OperatorCase(
+        "cartesian-single-even",
+        lambda: CartesianMRI(_points(12, 16)),
+        lambda: CartesianMRI(_points(96, 80)),
+    ),
+    OperatorCase("cartesian-single-odd", lambda: CartesianMRI(_points(13, 11))),
+    OperatorCase("cartesian-single-twice-odd", lambda: CartesianMRI(_columns(10, 14))),
+    OperatorCase(
+        "cartesian-coils-points",
+        lambda: CartesianMRI(_points(11, 14), _rough_maps(3, 11, 14)),
+        lambda: CartesianMRI(_points(90, 77), birdcage_maps(6, (90, 77))),
+    ),
+    OperatorCase("cartesian-coils-columns", lambda: CartesianMRI(_columns(9, 15), _rough_maps(3, 9, 15))),
+    OperatorCase("cartesian-coils-rows", lambda: CartesianMRI(_columns(15, 9).T, _rough_maps(3, 9, 15))),
+    OperatorCase("cartesian-coils-full", lambda: CartesianMRI(torch.ones(8, 9), _rough_maps(2, 8, 9))),
+    OperatorCase("cartesian-one-line", lambda: CartesianMRI(torch.eye(7)[2], _rough_maps(2, 1, 7))),
+    OperatorCase("adjoint", lambda: CartesianMRI(_points(8, 9), _rough_maps(2, 8, 9)).H),
+    OperatorCase("gram", lambda: CartesianMRI(_points(8, 9), _rough_maps(2, 8, 9)).gram),
+    OperatorCase(
+        "algebra",
+        lambda: (0.5 - 2j) * CartesianMRI(_points(8, 9), _rough_maps(2, 8, 9))
+        - CartesianMRI(_columns(8, 9), _rough_maps(2, 8, 9)) @ (3 * Identity((8, 9))),
+    ),
+]
+
+
+def pytest_cases(cases: list[OperatorCase]) -> pytest.MarkDecorator:
+    """Parametrise a class or test over the cases."""
+    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+class OperatorConformance:
+    """What every linear operator of the toolkit must do; subclass and parametrise with `pytest_cases`."""
+
+    def test_check_operator_passes(self, case: OperatorCase) -> None:
+        report = check_operator(case.make_small())
+        assert report.passed, str(report)
+        assert any(check.name.startswith("adjoint (dense)") for check in report.checks)
+
+    def test_check_operator_passes_at_full_size(self, case: OperatorCase) -> None:
+        if case.make_large is None:
+            pytest.skip("the case has one size")
+        report = check_operator(case.make_large(), make_small=case.make_small, max_dense_entries=1 << 17)
+        assert report.passed, str(report)
+
+    def test_shapes_with_any_batch(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        for batch in ((), (1,), (3,), (2, 3), (0,)):
+            x = _image(operator, *batch)
+            y = operator(x)
+            assert y.shape == (*batch, *operator.range_shape)
+            assert operator.adjoint(y).shape == x.shape
+            assert operator.gram(x).shape == x.shape
+
+    def test_gradcheck(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        x = _image(operator).to(_double(operator)).requires_grad_()
+        # The map is linear: random directions are as good as the full Jacobian, and fast.
+        assert torch.autograd.gradcheck(operator, (x,), fast_mode=True, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(operator, (x,), fast_mode=True)
+
+    def test_saves_no_tensor_for_backward(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        saved: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            operator(_image(operator).requires_grad_())
+        assert not saved
+
+    def test_vmap_and_functional_gradient(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        x = _image(operator, 3)
+        assert torch.allclose(torch.func.vmap(operator)(x), operator(x), atol=1e-6)
+        _, tangent = torch.func.jvp(operator, (x,), (2 * x,))
+        assert torch.allclose(tangent, 2 * operator(x), rtol=1e-4, atol=1e-5)
+
+    def test_norm_bounds_the_gain(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        x = _image(operator, 8)
+        gain = torch.linalg.vector_norm(operator(x).flatten(1), dim=1) / torch.linalg.vector_norm(x.flatten(1), dim=1)
+        assert float(gain.max()) <= operator.norm() * 1.01
+        assert operator.norm() == operator.norm()
+
+    def test_adjoint_of_adjoint_is_the_operator(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        x = _image(operator)
+        assert torch.equal(operator.H.H(x), operator(x))
+        assert operator.H.domain_shape == operator.range_shape
+
+    def test_prox_is_stationary_and_pinv_solves_the_normal_equations(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        x0, x = _image(operator, 2).to(_double(operator)), _image(operator, 2).to(_double(operator))
+        y = operator(x)
+        weight = torch.tensor([0.3, 2.0])
+        solution = operator.prox(x0, y, weight, max_iter=1000, rtol=1e-12)
+        column = weight.double().reshape(2, *[1] * len(operator.domain_shape))
+        slope = operator.adjoint(operator(solution) - y) + column * (solution - x0)
+        scale = operator.norm() ** 2 + 2
+        assert float(slope.abs().max()) < 1e-8 * scale
+        fit = operator(operator.pinv(y, max_iter=3000, rtol=1e-12))
+        assert float(torch.linalg.vector_norm(fit - y)) < 1e-6 * float(torch.linalg.vector_norm(y))
+
+    def test_prox_refuses_bad_weights(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        x = _image(operator)
+        for weight in (0.0, -1.0, float("nan"), float("inf")):
+            with pytest.raises(ConfigError, match="weight"):
+                operator.prox(x, operator(x), weight)
+        with pytest.raises(GeometryError):
+            operator.prox(_image(operator, 2), operator(_image(operator, 2)), torch.ones(3))
+
+    def test_is_immutable(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        with pytest.raises(AttributeError, match="immutable"):
+            operator.factor = 2.0  # type: ignore[assignment]
+
+    def test_copies_and_casts_keep_the_map(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        x = _image(operator)
+        before = operator(x)
+        assert torch.equal(copy.deepcopy(operator)(x), before)
+        twin = operator.to(torch.float64)
+        assert torch.allclose(twin(x), before, rtol=1e-4, atol=1e-5)
+        assert torch.equal(operator(x), before)
+
+    def test_repr_shows_domain_and_range(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        assert f"{operator.domain_shape} -> {operator.range_shape}" in repr(operator)
+
+    def test_wrong_input_is_one_typed_error(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        with pytest.raises(GeometryError, match=str(operator.domain_shape[-1])):
+            operator(_image(operator)[..., :-1])
+        with pytest.raises(ConfigError):
+            operator(_image(operator).abs().to(torch.int64))
+        with pytest.raises(ConfigError):
+            operator([1.0])  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            operator(_image(operator), normalise=True)
+
+
+def _double(operator: LinearOperator) -> torch.dtype:
+    return torch.complex128 if operator.is_complex else torch.float64
+
+
+def _image(operator: LinearOperator, *batch: int) -> Tensor:
+    dtype = torch.complex64 if operator.is_complex else torch.float32
+    return torch.randn(*batch, *operator.domain_shape, dtype=dtype, generator=_generator())

@@ -1,0 +1,29 @@
+"""The demo runs from the installed package alone, with few steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from treg_med.cli import app
+from treg_med.data import is_complete
+from treg_med.priors import DEFAULT_PRIOR
+
+LABELS = ["zero-filled", "cg-sense", "wavelet", "tv", "treg-control", "treg"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DEFAULT_PRIOR / "prior.json").is_file(), reason="needs the embedded prior")
+def test_demo(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--steps", "3", "--json"])
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    residual = {row["label"]: row["residual"] for row in printed["results"]}
+    assert list(residual) == LABELS
+    assert residual["zero-filled"] > 2
+    assert 0.9 < residual["treg"] < 1.1
+    assert all(is_complete(tmp_path / f"demo_rec-{label}.json") for label in LABELS)
+    assert (tmp_path / "demo_rec-treg.png").stat().st_size > 10_000

@@ -1,0 +1,169 @@
+"""The training steps learn, resume exactly and leave a prior folder behind."""
+
+import json
+import random
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from treg_med.priors import LatentPrior
+from treg_med.training.autoencoder import build_autoencoder, round_trip_psnr, train_autoencoder
+from treg_med.training.captions import ATTRIBUTES, SliceAttributes, parse_caption, render_caption
+from treg_med.training.checkpoint import Ema, load_state, save_state
+from treg_med.training.denoiser import DenoiserSettings, build_denoiser, draw_timesteps, train_denoiser
+from treg_med.training.slices import CaptionedSlices, augment
+from treg_med.training.text_encoder import build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def slice_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve slices of blobs in the layout of the training file."""
+    path = tmp_path_factory.mktemp("slices") / "slices.h5"
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:64, :64]
+    images = np.stack([200 * np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / 200) for r, c in rng.uniform(20, 44, (12, 2))])
+    with h5py.File(path, "w") as file:
+        file["images"] = images.astype(np.uint8)
+        file["lesion_masks"] = (images > 190).astype(np.uint8)
+        text = {
+            "captions": ["Axial T1-weighted brain MRI; 2 white-matter lesions."] * 12,
+            "contrast": ["T1w", "FLAIR"] * 6,
+            "plane": ["axial"] * 12,
+            "finding": ["ms_lesion"] * 12,
+            "subject": ["ms_a"] * 8 + ["other"] * 4,
+            "split": ["train"] * 10 + ["val"] * 2,
+        }
+        for name, values in text.items():
+            file.create_dataset(name, data=values, dtype=h5py.string_dtype())
+    return path
+
+
+def test_slices_of_a_split_and_their_weights(slice_file: Path) -> None:
+    train = CaptionedSlices.load(slice_file, "train", focus_share=0.5)
+    assert len(train) == 10 and train.images.shape == (10, 1, 64, 64)
+    assert float(train.weights[:8].sum()) == pytest.approx(0.5)
+    assert train.attributes[0] == SliceAttributes(contrast="T1w", plane="axial", disease="multiple sclerosis", lesions="few")
+    assert len(CaptionedSlices.load(slice_file, "val", subjects_only="ms_")) == 0
+
+
+def test_augmentation_moves_image_and_mask_together() -> None:
+    image = torch.zeros(8, 1, 64, 64)
+    image[:, :, 20:30, 35:45] = 1
+    moved, mask = augment(image, image.clone(), torch.Generator().manual_seed(0))
+    assert moved.min() >= 0 and moved.max() <= 1.1
+    overlap = ((moved > 0.4) & (mask > 0.5)).sum((1, 2, 3)) / (mask > 0.5).sum((1, 2, 3)).clamp_min(1)
+    assert overlap.min() > 0.8
+    assert not torch.equal(moved, image)
+
+
+def test_captions_say_what_survives_and_nothing_else() -> None:
+    rng = random.Random(0)
+    known = SliceAttributes("FLAIR", "axial", "stripped", "upper", "multiple sclerosis", "none", 53, "woman")
+    for _ in range(50):
+        sentence, said = render_caption(known, rng, 0.4)
+        assert ("FLAIR" in sentence or "fluid-attenuated" in sentence) == (said.contrast == "FLAIR")
+        assert ("axial" in sentence.lower() or "transverse" in sentence.lower()) == (said.plane == "axial")
+        assert ("53" in sentence) == (said.age == 53)
+    full, said = render_caption(known, rng, 0.0)
+    assert said == known and len(said.classes()) == len(ATTRIBUTES)
+    assert parse_caption("x, lower third of the stack, 20-year-old man; 9 white-matter lesions", "T2w", "axial", "ms_lesion").lesions == "many"
+
+
+def test_tokenizer_covers_the_grammar_without_unknowns() -> None:
+    known = [SliceAttributes(contrast=c, plane="axial", disease="glioma", lesions="many") for c in ATTRIBUTES["contrast"]]
+    tokenizer = build_tokenizer(known, vocabulary_size=600)
+    rng = random.Random(1)
+    for _ in range(50):
+        tokens = tokenizer(render_caption(rng.choice(known), rng)[0]).input_ids
+        assert tokenizer.unk_token_id not in tokens and len(tokens) <= 48
+    assert tokenizer("").input_ids == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+
+
+def test_autoencoder_training_beats_the_linear_decoder(slice_file: Path, tmp_path: Path) -> None:
+    slices = CaptionedSlices.load(slice_file, "train")
+    model = train_autoencoder(
+        slices, tmp_path / "a.ckpt", samples=800, patch_size=4, latent_channels=2, width=16, blocks=1, batch=8, crop=32, log=lambda _: None
+    )
+    trained, linear = round_trip_psnr(model, slices.images.float() / 255)
+    assert trained.mean() > linear.mean() + 0.2
+
+
+def test_state_round_trip_continues_bit_for_bit(tmp_path: Path) -> None:
+    def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> None:
+        optimizer.zero_grad()
+        module(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        ema.update(module)
+
+    def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer, Ema]:
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 2)
+        return module, torch.optim.AdamW(module.parameters(), 0.1), Ema(module)
+
+    module, optimizer, ema = fresh()
+    step(module, optimizer, ema)
+    save_state(tmp_path / "s", module, ema, optimizer, {"samples": 7})
+    step(module, optimizer, ema)
+    other, other_optimizer, other_ema = fresh()
+    assert load_state(tmp_path / "s", other, other_ema, other_optimizer)["samples"] == 7
+    step(other, other_optimizer, other_ema)
+    assert torch.equal(module.weight, other.weight)
+    assert torch.equal(ema.shadow["weight"], other_ema.shadow["weight"])
+
+
+def test_schedules() -> None:
+    settings = DenoiserSettings(samples=1000, batch=10, warmup=10, rate=1.0)
+    assert settings.learning_rate(50) == pytest.approx(0.5)
+    assert settings.learning_rate(500) == 1.0
+    assert settings.learning_rate(850) == pytest.approx(0.5)
+    t = draw_timesteps(1000, 0.6, torch.Generator().manual_seed(0))
+    assert t.min() >= 0 and t.max() <= 999
+    assert 0.75 < (t < 500).float().mean() < 0.85
+
+
+def test_denoiser_trains_resumes_and_exports(slice_file: Path, tmp_path: Path, tiny_prior_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    from treg_med.training import export
+
+    train = CaptionedSlices.load(slice_file, "train")
+    autoencoder = build_autoencoder(train, torch.Generator().manual_seed(0), 8, 16)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_prior_folder / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(tiny_prior_folder / "text_encoder").eval()
+    lines: list[str] = []
+
+    def run(samples: int) -> dict[str, float]:
+        settings = DenoiserSettings(samples=samples, batch=4)
+        return train_denoiser(train, train, autoencoder, tokenizer, encoder, tmp_path / "denoiser.ckpt", settings, initial=build_denoiser(16, (16, 32)), log=lines.append)
+
+    assert run(8)["samples"] == 8
+    assert run(16)["samples"] == 16
+    assert any("resumed at 8" in line for line in lines)
+    autoencoder.save_pretrained(tmp_path / "vae")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    encoder.save_pretrained(tmp_path / "text_encoder")
+    monkeypatch.setattr(export, "TIMESTEPS", (100, 500))
+    card = export.export_prior(tmp_path, tmp_path / "prior", train, train.every(4))
+    opened = LatentPrior.from_pretrained(tmp_path / "prior")
+    assert opened.card["sha256"] == card["sha256"] and opened.sha256
+    assert opened.error_std(100) > 0
+    assert json.loads((tmp_path / "prior" / "prior.json").read_text())["training"]["samples"] == 16
+
+
+def test_half_written_checkpoint_never_replaces_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torch.nn.Linear(2, 2)
+    optimizer, ema = torch.optim.AdamW(module.parameters()), Ema(module)
+    save_state(tmp_path / "s", module, ema, optimizer, {"samples": 1})
+
+    def torn(tensors: object, path: Path, **_: object) -> None:
+        save_file({"x": torch.zeros(1)}, path)
+        raise OSError("disk full")
+
+    monkeypatch.setattr("treg_med.training.checkpoint.save_file", torn)
+    with pytest.raises(OSError, match="disk full"):
+        save_state(tmp_path / "s", module, ema, optimizer, {"samples": 2})
+    assert load_state(tmp_path / "s", module, ema, optimizer)["samples"] == 1

@@ -1,0 +1,58 @@
+"""``treg-med check``: what a file is, whether one slice of it can be read, and the next command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from treg_med.cli.console import print_json, print_warnings, stdout
+from treg_med.cli.options import parse_pairs, reader_options
+from treg_med.environment import torchvision_warning
+from treg_med.notice import RESEARCH_ONLY
+
+__all__ = ["run"]
+
+
+def run(file: Path, volume: int | None, reader: Sequence[str], *, as_json: bool) -> None:
+    """Open the file, read its first slice and report."""
+    from treg_med.data import open_scan
+
+    with open_scan(file, **reader_options(volume, parse_pairs("--reader", reader))) as scan:
+        header = scan.header
+        measurement = scan[len(scan) // 2]
+    facts: dict[str, Any] = header.as_dict()
+    facts["acceleration"] = getattr(measurement.operator, "acceleration", header.acceleration)
+    facts["noise_std"] = measurement.noise_std
+    facts["next"] = _next_command(file, header.text)
+    broken = torchvision_warning()
+    facts["warnings"] = [*dict.fromkeys([*measurement.warnings, *([broken] if broken else [])])]
+    if as_json:
+        print_json(facts | {"notice": RESEARCH_ONLY})
+        return
+    table = Table(title=file.name, show_header=False)
+    table.add_row("format", header.format)
+    table.add_row("slices", f"{header.n_slices} of {header.image_shape[0]} x {header.image_shape[1]}")
+    table.add_row("coils", str(header.coils))
+    table.add_row("voxel (mm)", " x ".join(f"{length:.3g}" for length in header.spacing_mm))
+    table.add_row("position", "known" if header.geometry_known else "unknown")
+    table.add_row("acceleration", f"{facts['acceleration']:.2f}")
+    table.add_row(
+        "noise per sample",
+        f"{measurement.noise_std:.4g} ({measurement.provenance.get('noise_std', 'given')})",
+    )
+    table.add_row("origin", "simulated" if header.simulated else "measured")
+    table.add_row("suggested text", header.text or "none")
+    console = stdout()
+    console.print(table)
+    console.print(f"next: {facts['next']}", markup=False)
+    console.print(RESEARCH_ONLY)
+    print_warnings(facts["warnings"])
+
+
+def _next_command(file: Path, text: str | None) -> str:
+    command = ["treg-med", "reconstruct", str(file), "--out", "treg_med_output"]
+    return shlex.join([*command, "--text", text] if text else command)
