@@ -1,4 +1,4 @@
-"""From one slice of k-space to a `Measurement`: checks, coil maps, noise level and scale, the same for every reader."""
+"""From one slice of k-space to a `Measurement`: checks, coil maps, noise level and scale, for all readers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INVERSE_CRIME = (
 _SCALE_QUANTILE = 0.999
 # Side of the central block whose sampling density decides whether zero-filling keeps the brightness of the
 # image.
-_CENTER_BLOCK = 8
+_CENTER_BLOCK = 3
 
 
 def check_finite(kspace: Tensor, index: int) -> None:

@@ -1,4 +1,4 @@
-"""The fastMRI layout: ``kspace`` (slice, coil, H, W) or (slice, H, W), ``ismrmrd_header`` (XML) and reconstructions.
+"""The fastMRI layout: ``kspace`` (slice, [coil,] H, W), ``ismrmrd_header`` (XML) and reconstructions.
 
 Readout oversampling. H is the readout and is oversampled; only its central ``recon_x`` pixels are wanted.
 Cropping k-space would lower the resolution instead, so the crop is made between two transforms along H alone:
@@ -51,7 +51,10 @@ _LONGEST_HEADER = 1 << 20
 _NAMESPACE = "{http://www.ismrm.org/ISMRMRD}"
 # Relative difference up to which our reference agrees with the reconstruction stored in the file.
 _REFERENCE_TOLERANCE = 1e-3
-_POSITION = "unknown geometry: voxel sizes come from the header, but the file carries no position; left and right are not known"
+_POSITION = (
+    "unknown geometry: voxel sizes come from the header, but the file carries no position; "
+    "left and right are not known"
+)
 
 
 @dataclass(frozen=True)
@@ -329,7 +332,7 @@ class FastMriReader(Hdf5Reader):
         )
 
     def _target(self, kspace: Tensor, index: int, facts: dict[str, Any]) -> Tensor | None:
-        """Return the stored reconstruction where it has the shape of the image, else the reference of complete data."""
+        """Return the stored reconstruction where it fits the image, else the reference of complete data."""
         name = next((n for n in ("reconstruction_rss", "reconstruction_esc") if n in self._h5()), None)
         stored = None if name is None else single_precision(self._read(self._dataset(name), index))
         if stored is not None and tuple(stored.shape) == (self._rows, self._width):

@@ -32,7 +32,7 @@ _DIFFERENCE_GAIN = 5.0
 
 
 def display_window(image: Tensor) -> tuple[float, float]:
-    """Return black and white level: 0 (or the minimum of a real image with negative values) and the 99.8th percentile."""
+    """Return black and white level: 0 (or a negative minimum) and the 99.8th percentile."""
     values = image.detach().float().cpu().flatten()
     white = float(values.kthvalue(max(1, math.ceil(_WINDOW_QUANTILE * values.numel()))).values)
     black = min(0.0, float(values.min()))
@@ -95,7 +95,7 @@ def show_reconstruction(rec: Reconstruction, ax: Axes | None = None) -> Figure:
 
 
 def compare_reconstructions(recs: Sequence[Reconstruction], *, difference: bool = True) -> Figure:
-    """Draw reconstructions side by side in the window of the target, or of the first; errors below if there is a target.
+    """Draw reconstructions side by side in one window, that of the target or the first; errors below.
 
     Raises
     ------

@@ -41,6 +41,8 @@ from treg_med.data.hdf5_reader import (
 from treg_med.data.orientation import unknown_geometry
 from treg_med.data.prompts import ScanWords
 from treg_med.data.records import Geometry, Measurement
+from treg_med.data.sampling import MASK_KINDS
+from treg_med.data.simulation import PHASES
 from treg_med.data.source import ScanHeader
 from treg_med.errors import FormatError, GeometryError, UnsafeFileError
 
@@ -50,16 +52,17 @@ LAYOUT = "treg_med_kspace"
 LAYOUT_VERSION = 1
 
 _LAYOUTS = {4: "(slice, coil, ky, kx)", 3: "(coil, ky, kx)", 2: "(ky, kx)"}
-# What may be copied from the operations of a file into a sidecar: numbers, flags and short words, nothing
-# free.
+# What may be copied from the operations of a file into a sidecar: numbers and known words, nothing free.
 _OPERATION_KEYS = frozenset(
-    "operation acceleration true_acceleration mask coils noise noise_std seed phase maps volume slice_axis center_fraction".split()
+    "operation acceleration true_acceleration mask coils maps noise noise_std seed phase volume".split()
+    + ["slice_axis"]
 )
-_OPERATION_WORDS = frozenset(
-    "simulate random equispaced gaussian-1d gaussian-2d poisson-disc full smooth none true birdcage estimated".split()
-) | {"retrospective undersampling"}
+_OPERATION_WORDS = frozenset(("simulate", "retrospective undersampling", "birdcage", *MASK_KINDS, *PHASES))
 _INFERRED = "the file has no mask: samples that are exactly zero in all coils were taken as not measured"
-_UNKNOWN = "unknown geometry: the file carries no position or voxel size; 1 mm voxels are assumed, left and right are not known"
+_UNKNOWN = (
+    "unknown geometry: the file carries no position or voxel size; 1 mm voxels are assumed, "
+    "left and right are not known"
+)
 
 
 class RawKspaceReader(Hdf5Reader):
@@ -243,7 +246,7 @@ class RawKspaceReader(Hdf5Reader):
 
 
 def _read_operations(attributes: h5py.AttributeManager) -> list[dict[str, Any]]:
-    """Return the known entries of the list of operations; free text is dropped, so that none can reach a sidecar."""
+    """Return the known entries of the list of operations; free text is dropped and reaches no sidecar."""
     text = text_attribute(attributes, "operations")
     if text is None:
         return []

@@ -1,4 +1,4 @@
-"""What the HDF5 readers share: a handle that survives a fork, checked reads of one slice, retrospective undersampling."""
+"""What the HDF5 readers share: a handle that survives a fork, checked reads, retrospective undersampling."""
 
 from __future__ import annotations
 
@@ -64,6 +64,8 @@ class Hdf5Reader(ScanReader):
 
     def _read(self, dataset: h5py.Dataset, index: int | None = None) -> Tensor:
         """Return a whole dataset, or one entry along its first axis, as a tensor in native byte order."""
+        if dataset.dtype.kind not in "biufc":
+            raise FormatError(f"expected {dataset.name} to hold numbers, got {dataset.dtype}; store it as float32 or uint8")
         count = dataset.size if index is None else dataset.size // max(1, dataset.shape[0])
         check_fits_memory(dataset.name, int(count) * dataset.dtype.itemsize)
         with hdf5_errors(self.path.name):
@@ -125,7 +127,7 @@ def number_attribute(attributes: h5py.AttributeManager, name: str) -> float | No
 
 
 def reference_image(kspace: Tensor) -> Tensor:
-    """Return the image of fully sampled (coils, H, W) k-space: complex for one coil, root sum of squares for several."""
+    """Return the image of complete (coils, H, W) k-space: complex for one coil, else root sum of squares."""
     images = centered_ifft2(kspace)
     return images[0] if images.shape[0] == 1 else torch.linalg.vector_norm(images, dim=0)
 

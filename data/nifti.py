@@ -227,9 +227,10 @@ def _read_values(
 ) -> npt.NDArray[np.float32]:
     dtype = header.get_data_dtype()
     count = math.prod(shape[:3])
-    offset = int(header.get_data_offset())
-    if not 0 <= offset <= _LARGEST_EXTENSION:
-        raise FormatError(f"expected the voxels of {path.name!r} after the header, got offset {offset}")
+    # 0 stands for "right behind the header".
+    offset = int(header.get_data_offset()) or int(header.single_vox_offset)
+    if not header.single_vox_offset <= offset <= _LARGEST_EXTENSION:
+        raise FormatError(f"expected the voxels of {path.name!r} behind the header, got offset {offset}")
     wanted = count * dtype.itemsize
     stream.seek(offset + index * wanted)
     # Pieces, so that a lying header cannot make one huge allocation before the data run out.
@@ -245,10 +246,13 @@ def _read_values(
     raw = np.frombuffer(b"".join(pieces), dtype=dtype).reshape(shape[:3], order="F")
     slope, intercept = header.get_slope_inter()
     if slope is None:
-        return np.asarray(raw, dtype=np.float32)
+        # Values beyond single precision become Inf, which the caller refuses with a message.
+        with np.errstate(over="ignore"):
+            return np.asarray(raw, dtype=np.float32)
     # Double precision, as the values of int32 and int64 files do not fit single precision before scaling.
-    scaled = np.asarray(raw, dtype=np.float64) * float(slope) + float(intercept or 0.0)
-    return np.asarray(scaled, dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = np.asarray(raw, dtype=np.float64) * float(slope) + float(intercept or 0.0)
+        return np.asarray(scaled, dtype=np.float32)
 
 
 class NiftiReader(ScanReader):

@@ -133,7 +133,10 @@ def open_scan(path: str | os.PathLike[str], **options: Any) -> ScanReader:
 def _describe(content: FileContent) -> str:
     if content.keys is not None:
         if {"dataset"} <= content.keys:
-            return "HDF5 with a group 'dataset', probably ISMRMRD raw data; sort it into 'kspace' (slice, coil, ky, kx) first"
+            return (
+                "HDF5 with a group 'dataset', probably ISMRMRD raw data; "
+                "sort it into 'kspace' (slice, coil, ky, kx) first"
+            )
         names = ", ".join(sorted(content.keys)[:8]) or "nothing"
         return f"HDF5 without a dataset 'kspace' (it has {names}); rename the k-space dataset"
     for what, matches in _OTHERS:

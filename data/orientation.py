@@ -109,7 +109,7 @@ def unknown_geometry(
     display_rot90: int = 0,
     display_flip: bool = False,
 ) -> Geometry:
-    """Return a placeholder for a file without geometry, such that viewers show the written volume the right way up.
+    """Return a placeholder for a file without geometry; viewers show the written volume the right way up.
 
     The stored volume is (x, y, slice) with x to the right and y up on the *displayed* image, and the affine
     is the one that nibabel assumes for a header with both codes 0: centred, x pointing left. Which side is

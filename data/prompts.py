@@ -27,15 +27,22 @@ _CONTRAST_PHRASES = {
 }
 _PLANES = ("axial", "coronal", "sagittal")
 _ANATOMIES = ("brain", "knee", "breast", "prostate", "spine", "heart", "abdomen")
-_MODALITIES = ("MRI", "CT")
+_WHITELIST = {
+    "modality": ("MRI", "CT"),
+    "anatomy": _ANATOMIES,
+    "contrast": tuple(_CONTRAST_PHRASES),
+    "plane": _PLANES,
+}
 
 # Tokens of acquisition labels and file names, upper case, that mean something.
 _CONTRAST_TOKENS = {
-    "T1": "T1w", "T1W": "T1w", "T1PRE": "T1w", "MPRAGE": "T1w", "T1POST": "T1w+Gd", "T1GD": "T1w+Gd", "T1C": "
-    ""T1w+Gd", "T1CE": "T1w+Gd",
-    "T2": "T2w", "T2W": "T2w", "FLAIR": "FLAIR", "T2FLAIR": "FLAIR", "PD": "PDw", "PDW": "PDw", "PDFS": "
-    ""PDw+FS",
-}  # fmt: skip
+    **dict.fromkeys(("T1", "T1W", "T1PRE", "MPRAGE"), "T1w"),
+    **dict.fromkeys(("T1POST", "T1GD", "T1C", "T1CE"), "T1w+Gd"),
+    **dict.fromkeys(("T2", "T2W"), "T2w"),
+    **dict.fromkeys(("FLAIR", "T2FLAIR"), "FLAIR"),
+    **dict.fromkeys(("PD", "PDW"), "PDw"),
+    "PDFS": "PDw+FS",
+}
 _PLANE_TOKENS = {"AX": "axial", "TRA": "axial", "COR": "coronal", "SAG": "sagittal"} | {
     p.upper(): p for p in _PLANES
 }
@@ -57,9 +64,7 @@ class ScanWords:
     plane: str | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("modality", _MODALITIES), ("anatomy", _ANATOMIES), ("contrast", tuple(_CONTRAST_PHRASES)), ("plane", _PLANES)
-        ):  # fmt: skip
+        for name, allowed in _WHITELIST.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise ConfigError(f"expected {name} to be one of {', '.join(allowed)}, got {_excerpt(value)}")
@@ -68,9 +73,7 @@ class ScanWords:
     def from_header(cls, **fields: object) -> ScanWords:
         """Keep the whitelisted values of header fields and drop everything else."""
         kept: dict[str, str] = {}
-        for name, allowed in (
-            ("modality", _MODALITIES), ("anatomy", _ANATOMIES), ("contrast", tuple(_CONTRAST_PHRASES)), ("plane", _PLANES)
-        ):  # fmt: skip
+        for name, allowed in _WHITELIST.items():
             value = fields.get(name)
             text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
             match = {a.lower(): a for a in allowed}.get(text.strip().lower())
@@ -80,7 +83,7 @@ class ScanWords:
 
 
 def suggest_text(words: ScanWords) -> str | None:
-    """Return a sentence such as ``"axial T1-weighted brain MRI"``, or None if neither contrast, plane nor anatomy is known."""
+    """Return a sentence such as "axial T1-weighted brain MRI", or None if only the modality is known."""
     if words.contrast is None and words.plane is None and words.anatomy is None:
         return None
     phrase = _CONTRAST_PHRASES[words.contrast] if words.contrast else None
@@ -95,14 +98,9 @@ def words_from_label(label: str, *, modality: str | None = "MRI") -> ScanWords:
     tokens = [t for t in re.split(r"[^A-Za-z0-9]+", label) if t]
     plane, contrast, anatomy = None, None, None
     for token in (t.upper() for t in tokens):
-        prefix = next(
-            (
-                p
-                for p in ("AX", "COR", "SAG", "TRA")
-                if token.startswith(p) and token[len(p) :] in _CONTRAST_TOKENS
-            ),
-            None,
-        )
+        # A label such as AXT1POST glues the plane to the contrast.
+        glued = (p for p in _PLANE_TOKENS if token.startswith(p) and token[len(p) :] in _CONTRAST_TOKENS)
+        prefix = next(glued, None)
         plane = plane or (_PLANE_TOKENS[prefix] if prefix else _PLANE_TOKENS.get(token))
         contrast = contrast or _CONTRAST_TOKENS.get(token[len(prefix) :] if prefix else token)
         anatomy = anatomy or (token.lower() if token.lower() in _ANATOMIES else None)
@@ -114,8 +112,10 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "a date",
         re.compile(
-            r"\b(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
-            rf"|\d{{1,2}}\.?\s+(?:{_MONTHS})[a-z]*\.?,?\s+\d{{2,4}}|(?:{_MONTHS})[a-z]*\.?\s+\d{{1,2}},?\s+\d{{4}})\b",
+            r"\b(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
+            r"|(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
+            rf"|\d{{1,2}}\.?\s+(?:{_MONTHS})[a-z]*\.?,?\s+\d{{2,4}}"
+            rf"|(?:{_MONTHS})[a-z]*\.?\s+\d{{1,2}},?\s+\d{{4}})\b",
             re.IGNORECASE,
         ),
     ),
@@ -137,11 +137,11 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
 # Two capitalised words in a row are a name unless medicine capitalises them.
 _TWO_CAPITALS = re.compile(r"\b([A-Z][a-z]{2,})[ ,]+([A-Z][a-z]{2,})\b")
 _CAPITALISED_TERMS = frozenset(
-    "Axial Coronal Sagittal Magnetic Resonance Imaging Computed Tomography Multiple Sclerosis Brain Knee "
-    "Chest Spin Echo Turbo Fast Gradient "
-    "Inversion Recovery Proton Density Weighted Contrast Enhanced Head Neck Image Scan Slice Healthy "
-    "Volunteer Left Right Upper Lower "
-    "Middle White Matter Grey Gray Low High Grade Post Pre With Without Alzheimer Parkinson Chiari Virchow Robin Schwann Dandy Walker".split()
+    "Axial Coronal Sagittal Magnetic Resonance Imaging Computed Tomography Multiple Sclerosis Brain "
+    "Knee Chest Spin Echo Turbo Fast Gradient Inversion Recovery Proton Density Weighted Contrast "
+    "Enhanced Head Neck Image Scan Slice Healthy Volunteer Left Right Upper Lower Middle White Matter "
+    "Grey Gray Low High Grade Post Pre With Without Alzheimer Parkinson Chiari Virchow Robin Schwann "
+    "Dandy Walker".split()
 )
 
 

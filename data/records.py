@@ -309,7 +309,7 @@ class Reconstruction:
         return show_reconstruction(self, ax)
 
     def compare(self, others: Sequence[Reconstruction] = (), *, difference: bool = True) -> Figure:
-        """Draw this and other reconstructions of the same data in one window, with a difference row if there is a target."""
+        """Draw this and others in one window, with a row of differences if there is a target."""
         from treg_med.data.figures import compare_reconstructions
 
         return compare_reconstructions([self, *others], difference=difference)

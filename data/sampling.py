@@ -83,7 +83,8 @@ def make_mask(
     if kind == "full" or acceleration == 1:
         return SamplingMask.of(torch.ones(shape, dtype=torch.bool), "full")
     if kind in _COLUMN_PATTERNS:
-        center = min(1.0, _CENTER_TIMES_ACCELERATION / acceleration) if center_fraction is None else center_fraction
+        default = min(1.0, _CENTER_TIMES_ACCELERATION / acceleration)
+        center = default if center_fraction is None else center_fraction
         return _COLUMN_PATTERNS[kind](shape, acceleration, center, generator=generator)
     share = _CALIBRATION_SHARE * shape[0] * shape[1] / acceleration
     block = min(_LARGEST_CALIBRATION, *shape, math.isqrt(int(share)))

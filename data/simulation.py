@@ -31,7 +31,7 @@ _PHASE_RANGE = 1.2
 
 @dataclass(frozen=True)
 class SimulatedSlice:
-    """K-space (coils, H, W), sensitivity maps (coils, H, W) or None for one coil, and the complex image (H, W) behind them."""
+    """K-space (coils, H, W), maps (coils, H, W) or None for one coil, and the complex image (H, W)."""
 
     kspace: Tensor
     maps: Tensor | None
@@ -132,7 +132,7 @@ class KspaceSimulation:
 
 
 def smooth_phase(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Return a random quadratic phase (H, W) in rad: sum of c_ab r^a s^b, a + b <= 2, r and s from -1 to 1."""
+    """Return a random phase (H, W) in rad: sum of c_ab r^a s^b, a + b <= 2, r and s from -1 to 1."""
     rows = torch.linspace(-1, 1, shape[0])[:, None]
     columns = torch.linspace(-1, 1, shape[1])[None, :]
     coefficients = (2 * torch.rand(6, generator=generator) - 1) * _PHASE_RANGE

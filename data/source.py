@@ -25,7 +25,7 @@ import torch
 from treg_med.data.prompts import ScanWords, suggest_text
 from treg_med.data.records import Geometry, Measurement
 from treg_med.data.safe_hdf5 import sha256_of
-from treg_med.errors import ConfigError, FormatError, ResourceError
+from treg_med.errors import ConfigError, FormatError, ResourceError, TregMedError
 
 __all__ = ["ScanHeader", "ScanReader", "SliceSource", "validate_source"]
 
@@ -34,7 +34,7 @@ _CACHED_SLICES = 4
 
 @dataclass(frozen=True)
 class ScanHeader:
-    """What a scan says about itself; read like a record (``header.coils``) or a dictionary (``header["coils"]``).
+    """What a scan says about itself: a record (``header.coils``) and a dictionary (``header["coils"]``).
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class ScanHeader:
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values that JSON can hold."""
         words = {f.name: getattr(self.words, f.name) for f in fields(self.words)}
-        plain = {name: self[name] for name in self.keys() if name != "words"}  # noqa: SIM118 (keys is the interface)
+        plain = {name: self[name] for name in self.keys() if name != "words"}
         return (
             plain
             | words
@@ -298,16 +298,10 @@ def validate_source(source: SliceSource) -> tuple[str, ...]:
     before = _fingerprint(path)
     _check_header(source, battery)
     for index in sorted({0, len(source) - 1}):
-        measurement = source[index]
-        battery.check(
-            f"slice {index} is a Measurement",
-            isinstance(measurement, Measurement),
-            type(measurement).__name__,
-        )
-        if isinstance(measurement, Measurement):
-            _check_measurement(source, measurement, index, battery)
-    _check_indexing(source, battery)
-    _check_pickle_and_close(source, battery)
+        _check_slice(source, index, battery)
+    if not battery.failed:
+        _check_indexing(source, battery)
+        _check_pickle_and_close(source, battery)
     battery.check("the file is untouched", _fingerprint(path) == before)
     if battery.failed:
         raise FormatError(
@@ -339,7 +333,7 @@ def _check_header(source: SliceSource, battery: _Battery) -> None:
     battery.check("header names its format", bool(header.format))
     battery.check(
         "header is readable as a dictionary", all(header[k] == getattr(header, k) for k in header.keys())
-    )  # noqa: SIM118
+    )
     battery.check("header is plain JSON", _is_json(header.as_dict()))
     battery.check(
         "a simulated scan warns", not header.simulated or any("simulated" in w for w in header.warnings)
@@ -347,6 +341,17 @@ def _check_header(source: SliceSource, battery: _Battery) -> None:
     for name in ("__repr__", "_repr_html_"):
         text = str(getattr(source, name, str)())
         battery.check(f"{name} is short", 0 < len(text) < 6000, f"{len(text)} characters")
+
+
+def _check_slice(source: SliceSource, index: int, battery: _Battery) -> None:
+    try:
+        measurement = source[index]
+    except (TregMedError, IndexError) as error:
+        battery.check(f"slice {index} can be read", False, f"{type(error).__name__}: {error}")
+        return
+    battery.check(f"slice {index} is a Measurement", isinstance(measurement, Measurement), type(measurement).__name__)
+    if isinstance(measurement, Measurement):
+        _check_measurement(source, measurement, index, battery)
 
 
 def _check_measurement(source: SliceSource, m: Measurement, index: int, battery: _Battery) -> None:

@@ -39,7 +39,7 @@ _PACKAGES = ("treg-med", "torch", "numpy", "nibabel", "h5py", "diffusers", "tran
 
 
 def software_versions() -> dict[str, str]:
-    """Return the versions of everything that computed a result; packages that are not installed are left out."""
+    """Return the versions of what computed a result; packages that are not installed are left out."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -2,19 +2,21 @@
 
 Contract
 --------
-- ``forward`` maps ``(*batch, *domain_shape)`` to ``(*batch, *range_shape)``; ``adjoint`` maps back. Leading dimensions
-  are batch and may be absent.
+- ``forward`` maps ``(*batch, *domain_shape)`` to ``(*batch, *range_shape)``; ``adjoint`` maps back. Leading
+  dimensions are batch and may be absent.
 - The adjoint is the exact conjugate transpose of ``forward``: <A x, y> = <x, A^H y> for all x and y.
 - The backward of ``forward`` *is* ``adjoint`` (and the reverse), to any order, and no tensor is saved for it.
-- Precision follows the input (float32/float64, complex64/complex128). Nothing is normalised behind the caller's back.
+- Precision follows the input (float32/float64, complex64/complex128). Nothing is normalised behind the
+  caller's back.
 - An operator never changes after construction; caches that do not alter results are the only hidden state.
 
-A subclass sets ``domain_shape``, ``range_shape`` and ``is_complex`` through ``super().__init__`` and writes the two
-methods ``_matvec`` and ``_rmatvec`` on plain tensors; everything else is inherited.
+A subclass sets ``domain_shape``, ``range_shape`` and ``is_complex`` through ``super().__init__`` and writes
+the two methods ``_matvec`` and ``_rmatvec`` on plain tensors; everything else is inherited.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, Self
@@ -59,7 +61,7 @@ class _Apply(torch.autograd.Function):
 
 
 def _differentiable(x: Tensor, operator: LinearOperator, adjoint: bool) -> Tensor:
-    result: Tensor = _Apply.apply(x, operator, adjoint)  # type: ignore[no-untyped-call]
+    result: Tensor = _Apply.apply(x, operator, adjoint)
     return result
 
 
@@ -85,7 +87,9 @@ class LinearOperator(torch.nn.Module, metaclass=_ImmutableAfterInit):
         True for complex64/128 operators (MRI; real input is promoted), False for float32/64 operators (CT).
     """
 
-    def __init__(self, domain_shape: tuple[int, ...], range_shape: tuple[int, ...], *, is_complex: bool) -> None:
+    def __init__(
+        self, domain_shape: tuple[int, ...], range_shape: tuple[int, ...], *, is_complex: bool
+    ) -> None:
         super().__init__()
         self._domain_shape = _checked_shape("domain_shape", domain_shape)
         self._range_shape = _checked_shape("range_shape", range_shape)
@@ -157,18 +161,18 @@ class LinearOperator(torch.nn.Module, metaclass=_ImmutableAfterInit):
             self._cache[key] = _power_iteration(self, max_iter, rtol)
         return float(self._cache[key])
 
-    def pinv(
-        self, y: Tensor, *, x0: Tensor | None = None, max_iter: int = 100, rtol: float = 1e-6
-    ) -> Tensor:
+    def pinv(self, y: Tensor, *, x0: Tensor | None = None, max_iter: int = 100, rtol: float = 1e-6) -> Tensor:
         """Return the least-squares solution of ``A x = y`` nearest to ``x0`` (default: of minimal norm).
 
-        x = x0 + argmin_d ||d|| over the minimisers of ||A (x0 + d) - y||, by conjugate gradients on the normal
-        equations started at zero, at most ``max_iter`` iterations or to relative residual ``rtol``.
+        x = x0 + argmin_d ||d|| over the minimisers of ||A (x0 + d) - y||, by conjugate gradients on the
+        normal equations started at zero, at most ``max_iter`` iterations or to relative residual ``rtol``.
         """
         y = self._checked(y, self.range_shape, "measurement")
         rhs = self.adjoint(y if x0 is None else y - self.forward(x0))
         gram = self.gram
-        step = conjugate_gradient(gram, rhs, max_iter=max_iter, rtol=rtol, event_ndim=len(self.domain_shape)).x
+        step = conjugate_gradient(
+            gram, rhs, max_iter=max_iter, rtol=rtol, event_ndim=len(self.domain_shape)
+        ).x
         return step if x0 is None else x0 + step
 
     def prox(
@@ -198,12 +202,18 @@ class LinearOperator(torch.nn.Module, metaclass=_ImmutableAfterInit):
         rhs = self.adjoint(y - self.forward(x0))
         gram = self.gram
         result = conjugate_gradient(
-            lambda d: gram(d) + column * d, rhs, max_iter=max_iter, rtol=rtol, event_ndim=len(self.domain_shape)
+            lambda d: gram(d) + column * d,
+            rhs,
+            max_iter=max_iter,
+            rtol=rtol,
+            event_ndim=len(self.domain_shape),
         )
         return x0 + result.x
 
-    def _prox_arguments(self, x0: Tensor, y: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Check the arguments of ``prox``, broadcast their batches, and shape the weight against the image."""
+    def _prox_arguments(
+        self, x0: Tensor, y: Tensor, weight: float | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Check the arguments of ``prox``, broadcast their batches, and shape the weight for the image."""
         x0 = self._checked(x0, self.domain_shape, "prox centre")
         y = self._checked(y, self.range_shape, "measurement")
         n_image, n_data = len(self.domain_shape), len(self.range_shape)
@@ -247,7 +257,9 @@ class LinearOperator(torch.nn.Module, metaclass=_ImmutableAfterInit):
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse changes after construction (train/eval mode excepted: it alters nothing)."""
         if self.__dict__.get("_frozen", False) and name != "training":
-            raise AttributeError(f"{type(self).__name__} is immutable: build a new operator instead of setting {name!r}")
+            raise AttributeError(
+                f"{type(self).__name__} is immutable: build a new operator instead of setting {name!r}"
+            )
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -264,6 +276,21 @@ class LinearOperator(torch.nn.Module, metaclass=_ImmutableAfterInit):
 
         self._cache.clear()
         return super()._apply(keep_complex, recurse)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Return a copy on another device or in another precision; this operator stays as it is."""
+        twin = self._shallow_copy()
+        return super(LinearOperator, twin).to(*args, **kwargs)
+
+    def _shallow_copy(self) -> Self:
+        """Copy the operator tree but not its tensors, which are replaced and never written to."""
+        twin = copy.copy(self)
+        twin.__dict__["_buffers"] = dict(self._buffers)
+        twin.__dict__["_modules"] = {
+            name: child._shallow_copy() if isinstance(child, LinearOperator) else copy.deepcopy(child)
+            for name, child in self._modules.items()
+        }
+        return twin
 
     def _device(self) -> torch.device:
         """Return the device of the operator's buffers (CPU where it has none)."""
@@ -352,7 +379,8 @@ class Composition(LinearOperator):
     def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
         if outer.domain_shape != inner.range_shape or outer.is_complex != inner.is_complex:
             raise GeometryError(
-                f"cannot compose {outer!r} with {inner!r}: the domain of the first must be the range of the second"
+                f"cannot compose {outer!r} with {inner!r}: "
+                "the domain of the first must be the range of the second"
             )
         super().__init__(inner.domain_shape, outer.range_shape, is_complex=inner.is_complex)
         self.outer, self.inner = outer, inner
@@ -467,5 +495,3 @@ def _power_iteration(operator: LinearOperator, max_iter: int, rtol: float) -> fl
             if value == 0.0 or abs(value - previous) <= rtol * value:
                 break
     return math.sqrt(value)
-
-

@@ -24,14 +24,15 @@ class CartesianMRI(LinearOperator):
 
     y_c = M F (S_c x),  A^H y = sum_c conj(S_c) F^H (M y_c)
 
-    with F the orthonormal DFT whose origin lies at index ``n // 2`` of both domains (any lengths, even or odd), M the
-    sampling mask and S_c the sensitivity map of coil c. Images are ``(*batch, H, W)``, k-space is
+    with F the orthonormal DFT whose origin lies at index ``n // 2`` of both domains (any lengths, even or
+    odd), M the sampling mask and S_c the sensitivity map of coil c. Images are ``(*batch, H, W)``, k-space is
     ``(*batch, coils, H, W)``; unsampled entries of ``forward`` are exactly +0.
 
     Parameters
     ----------
     mask
-        ``(H, W)`` boolean or 0/1, or ``(W,)`` for a pattern that is the same in every row, or a `SamplingMask`.
+        ``(H, W)`` boolean or 0/1, or ``(W,)`` for a pattern that is the same in every row, or a
+        `SamplingMask`.
     sensitivity_maps
         Complex ``(coils, H, W)``; None is one coil of sensitivity 1 (k-space keeps a coil axis of length 1).
 
@@ -44,9 +45,10 @@ class CartesianMRI(LinearOperator):
 
     Notes
     -----
-    Pruessmann et al., Magn. Reson. Med. 42 (1999) 952 (SENSE). The shifts of the centred transform are free: with
-    xs[m] = x[m + n//2], (F x)[k] = sum_m p[m] xs[m] exp(-2 pi i k m / n), p[m] = exp(2 pi i (n//2) m / n) / sqrt(n), and p
-    is stored in the shifted maps. Coils are looped over so that each temporary stays in cache.
+    Pruessmann et al., Magn. Reson. Med. 42 (1999) 952 (SENSE). The shifts of the centred transform are free:
+    with xs[m] = x[m + n//2], (F x)[k] = sum_m p[m] xs[m] exp(-2 pi i k m / n),
+    p[m] = exp(2 pi i (n//2) m / n) / sqrt(n), and p is stored in the shifted maps. Coils are looped over so
+    that each temporary stays in cache.
     """
 
     mask: Tensor
@@ -55,14 +57,17 @@ class CartesianMRI(LinearOperator):
     def __init__(self, mask: Tensor | SamplingMask, sensitivity_maps: Tensor | None = None) -> None:
         pattern, maps = _checked_inputs(mask, sensitivity_maps)
         height, width = pattern.shape
-        super().__init__((height, width), (1 if maps is None else maps.shape[0], height, width), is_complex=True)
+        super().__init__(
+            (height, width), (1 if maps is None else maps.shape[0], height, width), is_complex=True
+        )
         self.register_buffer("mask", pattern, persistent=False)
         self.register_buffer("sensitivity_maps", maps, persistent=False)
         self._n_sampled = int(pattern.sum())
         self._line_axis = _line_axis(pattern)
         # A A^H = M, which closes prox, pinv and norm, holds for one coil of unit modulus only.
         self._unit_coil = maps is None or (
-            maps.shape[0] == 1 and bool(torch.allclose(maps.abs(), torch.ones_like(maps.real), rtol=0, atol=1e-6))
+            maps.shape[0] == 1
+            and bool(torch.allclose(maps.abs(), torch.ones_like(maps.real), rtol=0, atol=1e-6))
         )
 
     @property
@@ -89,10 +94,8 @@ class CartesianMRI(LinearOperator):
         """Return the spectral norm: 1 for a single coil of unit modulus, else by power iteration (cached)."""
         return 1.0 if self._unit_coil else super().norm(max_iter=max_iter, rtol=rtol)
 
-    def pinv(
-        self, y: Tensor, *, x0: Tensor | None = None, max_iter: int = 100, rtol: float = 1e-6
-    ) -> Tensor:
-        """Return the least-squares solution nearest to ``x0``; closed form for a single coil of unit modulus."""
+    def pinv(self, y: Tensor, *, x0: Tensor | None = None, max_iter: int = 100, rtol: float = 1e-6) -> Tensor:
+        """Return the least-squares solution nearest to ``x0``; closed form for one coil of unit modulus."""
         if not self._unit_coil:
             return super().pinv(y, x0=x0, max_iter=max_iter, rtol=rtol)
         return self.adjoint(y) if x0 is None else x0 + self.adjoint(y - self.forward(x0))
@@ -191,8 +194,8 @@ class CartesianMRI(LinearOperator):
     def _conjugating_mask(self, dtype: torch.dtype) -> Tensor:
         """Return (M, -M) for the real and imaginary part: masks and conjugates in one pass.
 
-        A^H y = sum_c conj(S_c) F^H M y_c = conj(sum_c S_c F conj(M y_c)): with the conjugate taken there, the maps are
-        read from memory once and no conjugated copy of them is kept.
+        A^H y = sum_c conj(S_c) F^H M y_c = conj(sum_c S_c F conj(M y_c)): with the conjugate taken there, the
+        maps are read from memory once and no conjugated copy of them is kept.
         """
 
         def build() -> Tensor:
@@ -231,10 +234,13 @@ def _checked_inputs(mask: Tensor | SamplingMask, maps: Tensor | None) -> tuple[T
     values = torch.as_tensor(mask.mask if isinstance(mask, SamplingMask) else mask)
     if maps is not None:
         if not isinstance(maps, Tensor) or not maps.is_complex():
-            raise ConfigError(f"sensitivity maps must be a complex tensor, got {getattr(maps, 'dtype', type(maps))}")
+            raise ConfigError(
+                f"sensitivity maps must be a complex tensor, got {getattr(maps, 'dtype', type(maps))}"
+            )
         if maps.ndim != 3 or maps.shape[0] < 1:
             raise GeometryError(
-                f"sensitivity maps must have shape (coils, H, W), got {tuple(maps.shape)} with mask {tuple(values.shape)}"
+                f"sensitivity maps must have shape (coils, H, W), got {tuple(maps.shape)} "
+                f"with mask {tuple(values.shape)}"
             )
         if not bool(torch.isfinite(torch.view_as_real(maps.resolve_conj())).all()):
             raise ConfigError("sensitivity maps hold NaN or Inf; mask them out before building the operator")
@@ -244,13 +250,16 @@ def _checked_inputs(mask: Tensor | SamplingMask, maps: Tensor | None) -> tuple[T
     if values.ndim != 2 or (maps is not None and values.shape != maps.shape[1:]):
         came = "no sensitivity maps" if maps is None else f"sensitivity maps {tuple(maps.shape)}"
         raise GeometryError(
-            f"expected a mask (H, W), or (W,) with maps, that fits the maps; got mask {tuple(values.shape)} and {came}"
+            "expected a mask (H, W), or (W,) with maps, that fits the maps; "
+            f"got mask {tuple(values.shape)} and {came}"
         )
     if not bool(((values == 0) | (values == 1)).all()):
         raise ConfigError("a sampling mask must hold only 0 and 1 (or booleans); weights are not supported")
     pattern = (values != 0).contiguous().clone()
     if not bool(pattern.any()):
-        raise GeometryError(f"the mask {tuple(pattern.shape)} samples nothing; it needs at least one nonzero entry")
+        raise GeometryError(
+            f"the mask {tuple(pattern.shape)} samples nothing; it needs at least one nonzero entry"
+        )
     return (pattern if maps is None else pattern.to(maps.device)), maps
 
 
@@ -275,7 +284,7 @@ def _words(x: Tensor) -> Tensor:
 
 
 def _accumulate(total: Tensor, maps: Tensor, coil_images: Tensor, scale: float = 1.0) -> None:
-    """Add scale * sum_c S_c v_c to ``total`` (images, H, W) in place; ``coil_images`` is (images, coils, H, W)."""
+    """Add scale * sum_c S_c v_c over the coil images (images, coils, H, W) to ``total`` (images, H, W)."""
     if coil_images.shape[1] == 1:
         total.addcmul_(maps, coil_images[:, 0], value=scale)
     else:

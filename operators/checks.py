@@ -90,10 +90,11 @@ def check_operator(
 ) -> OperatorReport:
     """Measure whether an operator is linear, has a matched adjoint, and behaves as the contract says.
 
-    The adjoint test is dense: the matrices A of ``forward`` and B of ``adjoint`` are built column by column and
-    ||B - A^H||_F / ||A||_F is reported; no rescaling is allowed. An operator too large for that is tested dense at
-    the size ``make_small`` builds, and itself by white probes: for white x and y, E|<y, (A - B^H) x>|^2 is the squared
-    Frobenius norm of the mismatch. (A single dot product of smooth vectors is no test: known unmatched pairs pass it.)
+    The adjoint test is dense: the matrices A of ``forward`` and B of ``adjoint`` are built column by column
+    and ||B - A^H||_F / ||A||_F is reported; no rescaling is allowed. An operator too large for that is tested
+    dense at the size ``make_small`` builds, and itself by white probes: for white x and y,
+    E|<y, (A - B^H) x>|^2 is the squared Frobenius norm of the mismatch. (A single dot product of smooth
+    vectors is no test: known unmatched pairs pass it.)
 
     Parameters
     ----------
@@ -108,15 +109,17 @@ def check_operator(
     seed
         Seed of the probes.
     raise_on_failure
-        Raise `NumericsError` if a check fails; otherwise nothing is ever raised, and a check that itself crashes is
-        reported with value infinity.
+        Raise `NumericsError` if a check fails; otherwise nothing is ever raised, and a check that itself
+        crashes is reported with value infinity.
 
     Returns
     -------
     Report with one entry per check and precision; bounds 5e-6 in single and 1e-12 in double precision.
     """
     if dtypes is None:
-        dtypes = (torch.complex64, torch.complex128) if operator.is_complex else (torch.float32, torch.float64)
+        dtypes = (
+            (torch.complex64, torch.complex128) if operator.is_complex else (torch.float32, torch.float64)
+        )
     checks: list[OperatorCheck] = []
     for dtype in dtypes:
         probe = _Probe(operator, dtype, torch.Generator().manual_seed(seed), max_dense_entries, make_small)
@@ -129,8 +132,10 @@ def check_operator(
     return report
 
 
-def dense_matrix(apply: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the matrix of a linear map, ``(prod(range), prod(domain))``, from its action on the unit vectors."""
+def dense_matrix(
+    apply: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return the matrix of a linear map, ``(prod(range), prod(domain))``, from its action on unit vectors."""
     size = math.prod(shape)
     columns = []
     for basis in torch.eye(size, dtype=dtype, device=device).split(64):
@@ -247,7 +252,7 @@ def _gram(probe: _Probe) -> float:
 
 
 def _gradient(probe: _Probe) -> float:
-    """Gradient of 1/2 ||A x - y||^2 against A^H (A x - y), then the Hessian-vector product against A^H A v."""
+    """Gradient of 1/2 ||A x - y||^2 against A^H (A x - y), then a Hessian-vector product against A^H A v."""
     x, y, v = probe.image().requires_grad_(), probe.data(), probe.image()
     operator = probe.operator
     loss = (operator(x) - y).abs().square().sum() / 2
@@ -285,7 +290,7 @@ def _batch(probe: _Probe) -> float:
 
 
 def _dtype(probe: _Probe) -> float:
-    """Output in the precision of the input; real input of a complex operator promoted; non-contiguous input taken."""
+    """Precision follows the input; real, conjugated and strided input of a complex operator is taken."""
     x, operator = probe.image(), probe.operator
     if operator(x).dtype != probe.dtype or operator.adjoint(operator(x)).dtype != probe.dtype:
         return math.inf

@@ -24,8 +24,9 @@ def birdcage_maps(
 ) -> Tensor:
     """Simulate a ring of parallel rods, sum_c |S_c|^2 = 1 everywhere.
 
-    S_c(z) is proportional to 1 / (1 - z exp(-i t_c) / R), the receive field of a line current at R exp(i t_c), with
-    z = x + i y in units of the half side, t_c = 2 pi c / n_coils, each coil phased to agree at the centre.
+    S_c(z) is proportional to 1 / (1 - z exp(-i t_c) / R), the receive field of a line current at R exp(i
+    t_c), with z = x + i y in units of the half side, t_c = 2 pi c / n_coils, each coil phased to agree at the
+    centre.
 
     Parameters
     ----------
@@ -50,7 +51,9 @@ def birdcage_maps(
     if n_coils < 1 or len(shape) != 2 or min(shape) < 1:
         raise ConfigError(f"birdcage_maps needs n_coils >= 1 and a shape (H, W), got {n_coils} and {shape}")
     if not (math.isfinite(relative_radius) and relative_radius > math.sqrt(2)):
-        raise ConfigError(f"relative_radius must exceed sqrt(2), got {relative_radius}: a rod would lie in the image")
+        raise ConfigError(
+            f"relative_radius must exceed sqrt(2), got {relative_radius}: a rod would lie in the image"
+        )
     if not dtype.is_complex:
         raise ConfigError(f"sensitivity maps need a complex dtype, got {dtype}")
     rows, columns = (((torch.arange(n) - n // 2) / max(1.0, n / 2)).double() for n in shape)
@@ -106,8 +109,8 @@ def estimate_sensitivity_maps(
 ) -> Tensor:
     """Estimate coil sensitivities from the calibration region by ESPIRiT.
 
-    The k-space patches of a multi-coil image span a small subspace V; the sensitivities at a pixel are the eigenvector
-    of eigenvalue 1 of (1/k^2) sum over patch offsets of V V^H seen in image space.
+    The k-space patches of a multi-coil image span a small subspace V; the sensitivities at a pixel are the
+    eigenvector of eigenvalue 1 of (1/k^2) sum over patch offsets of V V^H seen in image space.
 
     Parameters
     ----------
@@ -128,8 +131,9 @@ def estimate_sensitivity_maps(
 
     Returns
     -------
-    ``(coils, H, W)`` in the precision of ``kspace``: sum_c |S_c|^2 = 1 where there is signal and 0 elsewhere. Phase
-    reference: the first principal component of the calibration data, seen as a virtual coil, has sensitivity >= 0.
+    ``(coils, H, W)`` in the precision of ``kspace``: sum_c |S_c|^2 = 1 where there is signal and 0 elsewhere.
+    Phase reference: the first principal component of the calibration data, seen as a virtual coil, has
+    sensitivity >= 0.
 
     Raises
     ------
@@ -148,7 +152,9 @@ def estimate_sensitivity_maps(
     energy = float(torch.linalg.vector_norm(calibration))
     if not math.isfinite(energy) or energy == 0:
         raise NumericsError(f"the calibration region has norm {energy}; it must hold finite, nonzero data")
-    correlation = _subspace_correlation(calibration / energy, kernel_size, singular_threshold).to(kspace.dtype)
+    correlation = _subspace_correlation(calibration / energy, kernel_size, singular_threshold).to(
+        kspace.dtype
+    )
     reference = torch.linalg.svd(calibration.flatten(1), full_matrices=False).U[:, 0].to(kspace.dtype)
     start = _low_resolution_coils(calibration / energy, kspace.shape[-2:]).to(kspace.dtype)
     return _dominant_vectors(correlation, start, reference, crop, max_iter)
@@ -157,8 +163,8 @@ def estimate_sensitivity_maps(
 def compress_coils(kspace: Tensor, n_virtual: int) -> tuple[Tensor, Tensor]:
     """Combine coils linearly into fewer virtual ones that keep most of the energy.
 
-    y' = W y with W the leading left singular vectors of the (coils x samples) data, conjugate transposed; orthonormal
-    rows keep white noise white and its level unchanged.
+    y' = W y with W the leading left singular vectors of the (coils x samples) data, conjugate transposed;
+    orthonormal rows keep white noise white and its level unchanged.
 
     Parameters
     ----------
@@ -181,7 +187,9 @@ def compress_coils(kspace: Tensor, n_virtual: int) -> tuple[Tensor, Tensor]:
     Buehrer et al., Magn. Reson. Med. 57 (2007) 1131.
     """
     if kspace.ndim < 3 or not kspace.is_complex():
-        raise GeometryError(f"expected complex k-space (*batch, coils, H, W), got {kspace.dtype} {tuple(kspace.shape)}")
+        raise GeometryError(
+            f"expected complex k-space (*batch, coils, H, W), got {kspace.dtype} {tuple(kspace.shape)}"
+        )
     n_coils = kspace.shape[-3]
     if not 1 <= n_virtual <= n_coils:
         raise ConfigError(f"n_virtual must lie in [1, {n_coils}] (the coils of the data), got {n_virtual}")
@@ -195,13 +203,17 @@ def _check_espirit_arguments(
     kspace: Tensor, mask: Tensor | None, kernel_size: int, threshold: float, crop: float, max_iter: int
 ) -> None:
     if kspace.ndim != 3 or not kspace.is_complex():
-        raise GeometryError(f"expected complex k-space (coils, H, W), got {kspace.dtype} {tuple(kspace.shape)}")
+        raise GeometryError(
+            f"expected complex k-space (coils, H, W), got {kspace.dtype} {tuple(kspace.shape)}"
+        )
     if mask is not None and mask.shape != kspace.shape[1:]:
-        raise GeometryError(f"mask {tuple(mask.shape)} does not fit k-space {tuple(kspace.shape)}; expected (H, W)")
+        raise GeometryError(
+            f"mask {tuple(mask.shape)} does not fit k-space {tuple(kspace.shape)}; expected (H, W)"
+        )
     if kernel_size < 1 or not 0 < threshold < 1 or not 0 <= crop < 1 or max_iter < 1:
         raise ConfigError(
-            "estimate_sensitivity_maps needs kernel_size >= 1, singular_threshold in (0, 1), crop in [0, 1) and "
-            f"max_iter >= 1, got {kernel_size}, {threshold}, {crop}, {max_iter}"
+            "estimate_sensitivity_maps needs kernel_size >= 1, singular_threshold in (0, 1), crop in [0, 1) "
+            f"and max_iter >= 1, got {kernel_size}, {threshold}, {crop}, {max_iter}"
         )
 
 
@@ -215,21 +227,22 @@ def _calibration_data(
         rows, columns = (size, size) if isinstance(size, int) else size
     if min(rows, columns) < kernel_size or rows > height or columns > width:
         raise GeometryError(
-            f"a calibration block of {rows}x{columns} in {height}x{width} k-space does not hold {kernel_size}x"
-            f"{kernel_size} patches; acquire a fully sampled centre, or lower kernel_size, or pass maps yourself"
+            f"a calibration block of {rows}x{columns} in {height}x{width} k-space does not hold "
+            f"{kernel_size}x{kernel_size} patches; acquire a fully sampled centre, lower kernel_size, "
+            "or pass sensitivity maps yourself"
         )
     top, left = height // 2 - rows // 2, width // 2 - columns // 2
     return kspace[:, top : top + rows, left : left + columns]
 
 
 def _subspace_correlation(calibration: Tensor, kernel_size: int, threshold: float) -> Tensor:
-    """Return the (coils, coils, 2k-1, 2k-1) correlation of the patch subspace, summed over patch positions."""
+    """Return the (coils, coils, 2k-1, 2k-1) correlation of the patch subspace over patch offsets."""
     n_coils, k = calibration.shape[0], kernel_size
     patches = calibration.unfold(1, k, 1).unfold(2, k, 1)
     matrix = patches.permute(1, 2, 0, 3, 4).reshape(-1, n_coils * k * k)
     _, singular, right = torch.linalg.svd(matrix, full_matrices=False)
     kernels = right[singular > threshold * singular[0]].reshape(-1, n_coils, k, k)
-    # Correlating the kernels first leaves coils^2 small images to transform instead of one per kernel and coil.
+    # Correlating the kernels first leaves coils^2 small images to transform, not one per kernel and coil.
     spectrum = torch.fft.fft2(kernels, s=(2 * k - 1, 2 * k - 1))
     products = torch.einsum("nahw,nbhw->abhw", spectrum, spectrum.conj())
     return torch.fft.fftshift(torch.fft.ifft2(products), dim=(-2, -1)) / k**2
@@ -272,7 +285,7 @@ def _dominant_vectors(
 
 
 def _power_iterations(matrices: Tensor, start: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
-    """Return dominant unit eigenvectors (rows, columns, coils) and eigenvalues of Hermitian positive matrices."""
+    """Return the dominant unit eigenvector and eigenvalue of Hermitian positive matrices."""
     tiny = torch.finfo(start.real.dtype).tiny
     norm = torch.linalg.vector_norm(start, dim=-1, keepdim=True)
     vectors = torch.where(norm > tiny, start / norm.clamp_min(tiny), start.shape[-1] ** -0.5)

@@ -44,9 +44,9 @@ def conjugate_gradient(
 ) -> CGResult:
     """Solve ``Q x = b`` for a Hermitian positive (semi-)definite Q by conjugate gradients.
 
-    All inner products are Hermitian and real, r^H r = sum |r|^2. Each batch item has its own step lengths and stops
-    by itself once ||r|| <= rtol ||b|| (or its search direction has no curvature left); items never influence each
-    other. Gradients flow through the iterations if the inputs ask for them.
+    All inner products are Hermitian and real, r^H r = sum |r|^2. Each batch item has its own step lengths and
+    stops by itself once ||r|| <= rtol ||b|| (or its search direction has no curvature left); items never
+    influence each other. Gradients flow through the iterations if the inputs ask for them.
 
     Parameters
     ----------
@@ -111,7 +111,9 @@ def conjugate_gradient(
     return CGResult(as_event(x), iterations.reshape(batch), relative.reshape(batch))
 
 
-def _flattening(rhs: Tensor, event_ndim: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def _flattening(
+    rhs: Tensor, event_ndim: int
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Return maps to and from real vectors ``(items, n)``: on these, sum(a b) is the Hermitian Re(a^H b)."""
     n_items = math.prod(rhs.shape[: rhs.ndim - event_ndim])
     n_components = math.prod(rhs.shape[rhs.ndim - event_ndim :]) * (2 if rhs.is_complex() else 1)
@@ -131,14 +133,19 @@ def _flattening(rhs: Tensor, event_ndim: int) -> tuple[Callable[[Tensor], Tensor
 def _check_arguments(rhs: Tensor, x0: Tensor | None, max_iter: int, rtol: float, event_ndim: int) -> None:
     if max_iter < 0 or not rtol >= 0 or event_ndim < 1:
         raise ConfigError(
-            f"conjugate_gradient needs max_iter >= 0, rtol >= 0 and event_ndim >= 1, got {max_iter}, {rtol}, {event_ndim}"
+            "conjugate_gradient needs max_iter >= 0, rtol >= 0 and event_ndim >= 1, "
+            f"got {max_iter}, {rtol}, {event_ndim}"
         )
     if rhs.ndim < event_ndim:
         raise GeometryError(f"a right-hand side of shape {tuple(rhs.shape)} has fewer than {event_ndim} axes")
     if x0 is not None and x0.shape != rhs.shape:
-        raise GeometryError(f"x0 has shape {tuple(x0.shape)}, the right-hand side {tuple(rhs.shape)}; make them equal")
+        raise GeometryError(
+            f"x0 has shape {tuple(x0.shape)}, the right-hand side {tuple(rhs.shape)}; make them equal"
+        )
 
 
 def _require_finite(value: Tensor, what: str) -> None:
     if not bool(torch.isfinite(value).all()):
-        raise NumericsError(f"conjugate gradients: {what} is not finite; check the data and the operator for NaN or Inf")
+        raise NumericsError(
+            f"conjugate gradients: {what} is not finite; check the data and the operator for NaN or Inf"
+        )

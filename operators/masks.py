@@ -1,7 +1,7 @@
 """Cartesian sampling patterns; each states its true acceleration.
 
-One-dimensional patterns sample whole columns (phase encoding along the last axis). ``acceleration`` asked for counts
-everything, the fully sampled centre included: about ``H W / acceleration`` positions are sampled.
+One-dimensional patterns sample whole columns (phase encoding along the last axis). ``acceleration`` asked for
+counts everything, the fully sampled centre included: about ``H W / acceleration`` positions are sampled.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def equispaced_mask(
 ) -> SamplingMask:
     """Sample evenly spaced columns and a full centre.
 
-    Exactly ``round(W / acceleration)`` columns: the central ``round(W center_fraction)`` and the rest at equal
-    (fractional) distance among the remaining columns, from a random offset (from the half distance without a
-    ``generator``).
+    Exactly ``round(W / acceleration)`` columns: the central ``round(W center_fraction)`` and the rest at
+    equal (fractional) distance among the remaining columns, from a random offset (from the half distance
+    without a ``generator``).
 
     Parameters
     ----------
@@ -92,8 +92,8 @@ def random_mask(
 ) -> SamplingMask:
     """Sample uniformly random columns and a full centre, exactly ``round(W / acceleration)`` columns.
 
-    As the random masks of fastMRI (arXiv 1811.08839), but with the exact number of columns. Parameters and errors as
-    in `equispaced_mask`.
+    As the random masks of fastMRI (arXiv 1811.08839), but with the exact number of columns. Parameters and
+    errors as in `equispaced_mask`.
     """
     _, width = _checked_pattern(shape, acceleration)
     selected, outer, n_outer = _column_budget(width, acceleration, center_fraction)
@@ -130,9 +130,10 @@ def gaussian_mask_2d(
     std_fraction: float = 0.25,
     generator: torch.Generator,
 ) -> SamplingMask:
-    """Sample points with a Gaussian density and a full central block, exactly ``round(H W / acceleration)`` points.
+    """Sample ``round(H W / acceleration)`` points: a full central block, the others with a Gaussian density.
 
-    Points are drawn without replacement with weight exp(-(d_0^2/s_0^2 + d_1^2/s_1^2) / 2), s = ``std_fraction`` (H, W).
+    Points are drawn without replacement with weight exp(-(d_0^2/s_0^2 + d_1^2/s_1^2) / 2), s =
+    ``std_fraction`` (H, W).
 
     Parameters
     ----------
@@ -173,11 +174,11 @@ def poisson_disc_mask(
     crop_corners: bool = False,
     generator: torch.Generator,
 ) -> SamplingMask:
-    """Sample a variable-density Poisson disc: random points that keep a distance growing away from the centre.
+    """Sample a variable-density Poisson disc: random points whose mutual distance grows outwards.
 
     Grid points are visited in random order; one is taken unless it lies closer to an earlier point p than
-    r(p) = 1 + a rho(p), rho the distance from the centre in units of the half side. The slope a is found by bisection so
-    that the count, central block included, is ``H W / acceleration`` within ``tolerance``.
+    r(p) = 1 + a rho(p), rho the distance from the centre in units of the half side. The slope a is found by
+    bisection so that the count, central block included, is ``H W / acceleration`` within ``tolerance``.
 
     Parameters
     ----------
@@ -201,7 +202,8 @@ def poisson_disc_mask(
 
     Notes
     -----
-    Variable-density Poisson disc sampling: Bridson, SIGGRAPH sketches (2007); Lustig and Pauly, MRM 64 (2010) 457.
+    Variable-density Poisson disc sampling: Bridson, SIGGRAPH sketches (2007); Lustig and Pauly, MRM 64 (2010)
+    457.
     """
     height, width = _checked_pattern(shape, acceleration)
     _check_positive("tolerance", tolerance)
@@ -232,8 +234,8 @@ def poisson_disc_mask(
             low, high = slope, high if bracketed else 2 * high
     if best is None or abs(reached / acceleration - 1) > tolerance:
         raise ConfigError(
-            f"a Poisson disc of {height}x{width} with this calibration block reaches acceleration {reached:.3g}, "
-            f"not {acceleration:g}; change calibration_size, acceleration or tolerance"
+            f"a Poisson disc of {height}x{width} with this calibration block reaches acceleration "
+            f"{reached:.3g}, not {acceleration:g}; change calibration_size, acceleration or tolerance"
         )
     return SamplingMask.of(torch.from_numpy(best), "poisson-disc")
 
@@ -313,14 +315,16 @@ def _remaining_points(block: Tensor, acceleration: float) -> int:
     total, n_block = max(1, round(block.numel() / acceleration)), int(block.sum())
     if n_block > total:
         raise ConfigError(
-            f"the calibration block of {n_block} points exceeds the {total} points at acceleration {acceleration:g}; "
-            "lower calibration_size or the acceleration"
+            f"the calibration block of {n_block} points exceeds the {total} points at acceleration "
+            f"{acceleration:g}; lower calibration_size or the acceleration"
         )
     return total - n_block
 
 
 def _weighted_choice(log_weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draw ``count`` indices without replacement, successively proportional to the weights (Gumbel top-k)."""
-    uniform = torch.rand(log_weight.shape, generator=generator, device=generator.device, dtype=torch.float64).cpu()
+    uniform = torch.rand(
+        log_weight.shape, generator=generator, device=generator.device, dtype=torch.float64
+    ).cpu()
     gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
     return (log_weight + gumbel).topk(count).indices

@@ -23,7 +23,7 @@ def complex_gaussian_noise(
     *,
     dtype: torch.dtype = torch.complex64,
 ) -> Tensor:
-    """Draw circular complex Gaussian noise n with E|n|^2 = std^2 (real and imaginary part: std / sqrt 2 each).
+    """Draw circular complex Gaussian noise with E|n|^2 = std^2 (real, imaginary part: std / sqrt 2 each).
 
     Parameters
     ----------
@@ -51,9 +51,10 @@ def complex_gaussian_noise(
 def estimate_noise_std(kspace: Tensor, mask: Tensor | None = None, *, fraction: float = 0.1) -> float:
     """Estimate the noise level of a scan from its highest sampled spatial frequencies.
 
-    Takes the ``fraction`` of the sampled positions that lie farthest from the centre of k-space, where a scan is
-    mostly noise, and returns std = sqrt(2) median(|Re|, |Im|) / 0.6745 per coil, root-mean-squared over coils. The
-    median ignores the few strong signal samples there; signal that fills the edge of k-space biases it upwards.
+    Takes the ``fraction`` of the sampled positions that lie farthest from the centre of k-space, where a scan
+    is mostly noise, and returns std = sqrt(2) median(|Re|, |Im|) / 0.6745 per coil, root-mean-squared over
+    coils. The median ignores the few strong signal samples there; signal that fills the edge of k-space
+    biases it upwards.
 
     Parameters
     ----------
@@ -76,19 +77,25 @@ def estimate_noise_std(kspace: Tensor, mask: Tensor | None = None, *, fraction: 
     if not 0 < fraction <= 1:
         raise ConfigError(f"fraction must lie in (0, 1], got {fraction}")
     if kspace.ndim < 2 or not kspace.is_complex():
-        raise GeometryError(f"expected complex k-space (*batch, coils, H, W), got {kspace.dtype} {tuple(kspace.shape)}")
+        raise GeometryError(
+            f"expected complex k-space (*batch, coils, H, W), got {kspace.dtype} {tuple(kspace.shape)}"
+        )
     height, width = kspace.shape[-2:]
     flat = kspace.reshape(-1, height, width)
     sampled = (flat != 0).any(0) if mask is None else torch.as_tensor(mask, device=kspace.device) != 0
     if sampled.shape not in ((height, width), (width,)):
-        raise GeometryError(f"mask of shape {tuple(sampled.shape)} does not fit k-space {tuple(kspace.shape)}")
+        raise GeometryError(
+            f"mask of shape {tuple(sampled.shape)} does not fit k-space {tuple(kspace.shape)}"
+        )
     sampled = sampled.expand(height, width)
     rows = (torch.arange(height, device=kspace.device) - height // 2) / height
     columns = (torch.arange(width, device=kspace.device) - width // 2) / width
     radius = (rows[:, None] ** 2 + columns[None, :] ** 2)[sampled]
     count = min(radius.numel(), max(_FEWEST_SAMPLES, math.ceil(fraction * radius.numel())))
     if count < _FEWEST_SAMPLES:
-        raise NumericsError(f"{count} sampled positions are too few to estimate noise; pass noise_std yourself")
+        raise NumericsError(
+            f"{count} sampled positions are too few to estimate noise; pass noise_std yourself"
+        )
     values = flat[:, sampled][:, radius.topk(count).indices]
     parts = torch.cat([values.real, values.imag], dim=-1).abs()
     if not bool(torch.isfinite(parts).all()):

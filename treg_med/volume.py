@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from treg_med.data import Measurement, Reconstruction, VolumeWriter
 from treg_med.data.atomic import StagedFiles
-from treg_med.data.sampling import child_generator
 from treg_med.reconstruction import reconstruct
 from treg_med.solvers import solver_class
 
@@ -165,7 +164,7 @@ def reconstruct_volume(
     prior
         For methods that need one.
     seed
-        Seed of the run; every slice has its own, made from this one and the slice number.
+        Seed of the run; `reconstruct` makes one for every slice of it.
     device
         Where to compute; None is the best available.
     overwrite
@@ -223,7 +222,7 @@ class _Run:
             self.warnings.update(dict.fromkeys(measurement.warnings))
             for method, writer, tally in zip(self._methods, writers, self._tallies, strict=True):
                 label = f"slice {position + 1}/{len(self._indices)}, {method.label}"
-                result = self._reconstruct(measurement, index, method, label)
+                result = self._reconstruct(measurement, method, label)
                 writer.add(result, index)
                 tally.add(result)
                 self.warnings.update(dict.fromkeys(result.warnings))
@@ -237,15 +236,13 @@ class _Run:
         rows = zip(self._methods, self._tallies, writers, strict=True)
         return tuple(tally.result(method.label, writer) for method, tally, writer in rows)
 
-    def _reconstruct(
-        self, measurement: Measurement, index: int, method: Method, label: str
-    ) -> Reconstruction:
+    def _reconstruct(self, measurement: Measurement, method: Method, label: str) -> Reconstruction:
         return reconstruct(
             measurement,
             text=method.text,
             solver=method.solver,
             prior=self._prior if method.needs_prior else None,
-            seed=child_generator(self._seed, "slice", index).initial_seed(),
+            seed=self._seed,
             device=self._device,
             preset=method.preset,
             samples=method.samples,

@@ -1,7 +1,8 @@
 """The operator battery: register one case, inherit every test of `OperatorConformance`.
 
-A test module subclasses `OperatorConformance`; the cases live in `OPERATOR_CASES`. A case builds a *small* operator (its
-dense matrix is formed) and, where construction depends on the size, may give a full-size one that is probed instead.
+A test module subclasses `OperatorConformance`; the cases live in `OPERATOR_CASES`. A case builds a *small*
+operator (its dense matrix is formed) and, where construction depends on the size, may give a full-size one
+that is probed instead.
 """
 
 from __future__ import annotations
@@ -74,8 +75,10 @@ OPERATOR_CASES: list[OperatorCase] = [
     OperatorCase("gram", lambda: CartesianMRI(_points(8, 9), _rough_maps(2, 8, 9)).gram),
     OperatorCase(
         "algebra",
-        lambda: (0.5 - 2j) * CartesianMRI(_points(8, 9), _rough_maps(2, 8, 9))
-        - CartesianMRI(_columns(8, 9), _rough_maps(2, 8, 9)) @ (3 * Identity((8, 9))),
+        lambda: (
+            (0.5 - 2j) * CartesianMRI(_points(8, 9), _rough_maps(2, 8, 9))
+            - CartesianMRI(_columns(8, 9), _rough_maps(2, 8, 9)) @ (3 * Identity((8, 9)))
+        ),
     ),
 ]
 
@@ -132,7 +135,9 @@ class OperatorConformance:
     def test_norm_bounds_the_gain(self, case: OperatorCase) -> None:
         operator = case.make_small()
         x = _image(operator, 8)
-        gain = torch.linalg.vector_norm(operator(x).flatten(1), dim=1) / torch.linalg.vector_norm(x.flatten(1), dim=1)
+        gain = torch.linalg.vector_norm(operator(x).flatten(1), dim=1) / torch.linalg.vector_norm(
+            x.flatten(1), dim=1
+        )
         assert float(gain.max()) <= operator.norm() * 1.01
         assert operator.norm() == operator.norm()
 

@@ -181,6 +181,16 @@ def test_later_changes_of_the_inputs_change_nothing() -> None:
     assert torch.allclose(operator(torch.ones(4, 4, dtype=torch.float64)).to(before.dtype), before, atol=1e-6)
 
 
+def test_casting_returns_a_copy_and_leaves_the_operator_alone() -> None:
+    operator = CartesianMRI(torch.ones(4, 6), birdcage_maps(2, (4, 6)))
+    for twin in (operator.to(torch.float64), operator.gram.to(torch.float64).operator):
+        assert twin.sensitivity_maps.dtype == torch.complex128
+        assert twin.mask.dtype == torch.bool
+        assert operator.sensitivity_maps is not None
+        assert operator.sensitivity_maps.dtype == torch.complex64
+    assert torch.equal(operator.to("cpu")(torch.ones(4, 6)), operator(torch.ones(4, 6)))
+
+
 def test_pickle_leaves_caches_behind() -> None:
     operator = CartesianMRI(torch.ones(32, 32), birdcage_maps(4, (32, 32)))
     bare = len(pickle.dumps(operator))
@@ -192,7 +202,12 @@ def test_pickle_leaves_caches_behind() -> None:
     ("mask", "maps", "error", "match"),
     [
         (torch.zeros(4, 6), None, GeometryError, "samples nothing"),
-        (torch.ones(4, 6), torch.ones(2, 4, 5, dtype=torch.complex64), GeometryError, r"\(4, 6\).*\(2, 4, 5\)"),
+        (
+            torch.ones(4, 6),
+            torch.ones(2, 4, 5, dtype=torch.complex64),
+            GeometryError,
+            r"\(4, 6\).*\(2, 4, 5\)",
+        ),
         (torch.ones(5), torch.ones(2, 4, 6, dtype=torch.complex64), GeometryError, r"\(5,\).*\(2, 4, 6\)"),
         (torch.ones(6), None, GeometryError, r"\(6,\)"),
         (torch.ones(2, 4, 6), None, GeometryError, r"\(2, 4, 6\)"),

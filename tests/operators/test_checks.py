@@ -27,8 +27,8 @@ class MatrixOperator(LinearOperator):
         return (self.b.to(y.dtype) @ y[..., None])[..., 0]
 
 
-def _rotation_matrices(n: int = 16) -> tuple[Tensor, Tensor]:
-    """Nearest-neighbour shear and its 'adjoint' by interpolation: unmatched by percents, smooth on smooth vectors."""
+def _shear_matrices(n: int = 16) -> tuple[Tensor, Tensor]:
+    """Linear shear and a slightly smoothed 'adjoint': off by percents, yet equal on constant vectors."""
     index = torch.arange(n * n)
     row, column = index // n, index % n
     position = column + 0.3 * row.double()
@@ -77,7 +77,7 @@ def test_slightly_scaled_adjoint_is_caught(error: float) -> None:
 
 
 def test_unmatched_pair_that_passes_a_dot_product_of_smooth_vectors_is_caught() -> None:
-    forward, almost = _rotation_matrices()
+    forward, almost = _shear_matrices()
     operator = MatrixOperator(forward, almost)
     ones = torch.ones(operator.domain_shape, dtype=torch.float64)
     left, right = float(operator(ones) @ ones), float(ones @ operator.adjoint(ones))
@@ -89,7 +89,7 @@ def test_unmatched_pair_that_passes_a_dot_product_of_smooth_vectors_is_caught() 
 
 
 def test_unmatched_pair_too_large_for_the_dense_test_is_caught_by_white_probes() -> None:
-    forward, almost = _rotation_matrices()
+    forward, almost = _shear_matrices()
     dense = check_operator(MatrixOperator(forward, almost))["adjoint (dense)[float64]"].value
     report = check_operator(MatrixOperator(forward, almost), max_dense_entries=1)
     probed = report["adjoint (white probes)[float64]"]
@@ -97,9 +97,12 @@ def test_unmatched_pair_too_large_for_the_dense_test_is_caught_by_white_probes()
     assert 0.3 * dense < probed.value < 3 * dense
     assert not any("dense" in check.name for check in report.checks)
     small = check_operator(
-        MatrixOperator(forward, forward.T), make_small=lambda: MatrixOperator(forward, almost), max_dense_entries=1
+        MatrixOperator(forward, forward.T),
+        make_small=lambda: MatrixOperator(forward, almost),
+        max_dense_entries=1,
     )
-    assert [check.name for check in small.failures if "float64" in check.name] == ["adjoint (dense)[float64]"]
+    assert not small["adjoint (dense)[float64]"].passed
+    assert small["adjoint (white probes)[float64]"].passed
 
 
 @pytest.mark.parametrize(
@@ -152,4 +155,7 @@ def test_unpicklable_operator_is_named() -> None:
 
         _rmatvec = _matvec
 
-    assert {failure.name for failure in check_operator(Local()).failures} == {"pickle[float32]", "pickle[float64]"}
+    assert {failure.name for failure in check_operator(Local()).failures} == {
+        "pickle[float32]",
+        "pickle[float64]",
+    }

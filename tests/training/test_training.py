@@ -120,9 +120,10 @@ def test_schedules() -> None:
     assert settings.learning_rate(50) == pytest.approx(0.5)
     assert settings.learning_rate(500) == 1.0
     assert settings.learning_rate(850) == pytest.approx(0.5)
-    t = draw_timesteps(1000, 0.6, torch.Generator().manual_seed(0))
+    t = draw_timesteps(1000, 0.55, 0.15, torch.Generator().manual_seed(0))
     assert t.min() >= 0 and t.max() <= 999
-    assert 0.75 < (t < 500).float().mean() < 0.85
+    assert 0.65 < (t < 400).float().mean() < 0.70
+    assert 0.17 < (t >= 850).float().mean() < 0.22
 
 
 def test_denoiser_trains_resumes_and_exports(slice_file: Path, tmp_path: Path, tiny_prior_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def run(job: Job, *, as_json: bool) -> None:
         raise ConfigError(f"expected --samples of at least 1, got {job.samples}")
     settings = parse_settings(job.solver, job.settings, job.steps)
     get_solver(job.solver, job.preset, **settings)  # a wrong setting fails here, before any work
-    text_warnings = check_text(job.text)
+    check_text(job.text)  # and a text: its warnings come with the result
     with open_scan(job.input, **reader_options(job.volume, parse_pairs("--reader", job.reader))) as scan:
         indices = parse_slices(job.slices, len(scan))
         text = _text(job.text, scan.header.text)
@@ -76,7 +76,7 @@ def run(job: Job, *, as_json: bool) -> None:
                 watch=watch,
             )
     report(finished, f"{job.input.name}: {len(indices)} of {scan.header.n_slices} slices", as_json=as_json)
-    print_warnings([*text_warnings, *finished.warnings])
+    print_warnings(finished.warnings)
 
 
 def load_prior(folder: Path | None) -> LatentPrior:

@@ -30,7 +30,16 @@ from treg_med.errors import ConfigError, GeometryError, NumericsError
 from treg_med.operators import LinearOperator, estimate_noise_std
 from treg_med.solvers.settings import check_settings, setting
 
-__all__ = ["Callback", "Problem", "Progress", "Solver", "per_image", "residual_in_noise_units", "setting"]
+__all__ = [
+    "Callback",
+    "Problem",
+    "Progress",
+    "Solver",
+    "check_data",
+    "per_image",
+    "residual_in_noise_units",
+    "setting",
+]
 
 # A zero-filled image whose maximum lies outside this range says that the measurement's scale was not set.
 _PLAUSIBLE_MAXIMUM = (0.1, 10.0)
@@ -302,7 +311,7 @@ def _problem(
     """Check the measurement and bring it to working units."""
     operator = measurement.operator if operator is None else operator
     y = measurement.y
-    _check_data(y, operator)
+    check_data(y, operator)
     messages: list[str] = []
     events = len(operator.range_shape)
     batch = y.shape[: y.ndim - events]
@@ -332,7 +341,7 @@ def _problem(
     return problem
 
 
-def _check_data(y: Tensor, operator: LinearOperator) -> None:
+def check_data(y: Tensor, operator: LinearOperator) -> None:
     shape = tuple(operator.range_shape)
     if y.ndim < len(shape) or tuple(y.shape[y.ndim - len(shape) :]) != shape or y.numel() == 0:
         raise GeometryError(

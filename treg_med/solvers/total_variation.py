@@ -34,8 +34,8 @@ class PhasedImage:
     magnitude
         Real, signed, ``(*batch, H, W)``.
     rotation
-        Unit-modulus phase factor ``(*batch, H, W)``; ``magnitude * rotation`` is ``image`` wherever the phase-aware
-        fit was kept.
+        Unit-modulus phase factor ``(*batch, H, W)``; ``magnitude * rotation`` is ``image`` where the phase-aware fit
+        was kept, and the part of ``image`` along the phase elsewhere.
     """
 
     image: Tensor
@@ -68,13 +68,15 @@ class TotalVariation(Solver):
     }
 
     weight: float | None = setting(None, above=0.0, help="w in units of sigma; None: discrepancy principle")
-    target: float = setting(0.95, above=0.0, maximum=10.0, help="residual to reach, noise units")
+    target: float = setting(0.97, above=0.0, maximum=10.0, help="residual to reach, noise units")
     phase: str = setting("smooth", choices=("smooth", "none"), help="'none' is plain complex TV")
     phase_width: float = setting(5.0, above=0.0, help="low-pass width of the first phase, pixels")
     phase_rounds: int = setting(10, minimum=0, maximum=100, help="Gauss-Newton turns of the phase")
     phase_slope: float = setting(0.03, above=0.0, help="slope expected of a turn, rad per pixel")
     phase_bend: float = setting(1e-3, above=0.0, help="curvature expected of a turn, rad per pixel squared")
-    excess: float = setting(0.3, minimum=0.0, help="residual above complex TV at which phase-aware TV is dropped")
+    excess: float = setting(
+        0.15, minimum=0.0, help="residual above complex TV at which phase-aware TV is dropped"
+    )
     max_iterations: int = setting(40, minimum=1, maximum=10000, help="iterations of each stage")
     tolerance: float = setting(2e-3, above=0.0, help="relative change of an iteration at which a stage stops")
 
@@ -90,7 +92,7 @@ class TotalVariation(Solver):
             problem.note(weight=work.batched(first_weight), phase_used="none")
             rotation = smooth_rotation(plain, self.phase_width)
             return work.phased(plain, (plain * rotation.conj()).real, rotation)
-        magnitude, rotation, weight, second = self._phase_stage(problem, work, plain, first_weight)
+        magnitude, rotation, weight, second = self._phase_stage(problem, work, plain, first_weight, first)
         keep = second <= first + self.excess
         if not bool(keep.all()):
             problem.warn(
@@ -98,9 +100,11 @@ class TotalVariation(Solver):
                 f"(residual {float(second.max()):.2f} against {float(first.max()):.2f}); complex TV was used"
             )
         image = torch.where(per_image(keep), magnitude * rotation, plain)
+        magnitude = torch.where(per_image(keep), magnitude, (plain * rotation.conj()).real)
         problem.note(
             weight=work.batched(torch.where(keep, weight, first_weight)),
-            phase_used=["smooth" if kept else "none" for kept in keep.tolist()] if problem.batch_shape
+            phase_used=["smooth" if kept else "none" for kept in keep.tolist()]
+            if problem.batch_shape
             else ("smooth" if bool(keep) else "none"),
         )
         return work.phased(image, magnitude, rotation)
@@ -113,9 +117,12 @@ class TotalVariation(Solver):
     def _complex_stage(self, problem: Problem, work: _Workspace) -> tuple[Tensor, Tensor, Tensor]:
         """Return the complex TV image, its weight and its residual."""
         state = TVSplitting(
-            work.gram, work.backprojected, work.diagonal, work.backprojected,
+            work.gram,
+            work.backprojected,
+            work.diagonal,
+            work.backprojected,
             inner_iterations=1 if work.exact else _INNER_ITERATIONS,
-        )  # fmt: skip
+        )
         search = self._search(_FIRST_WEIGHT * work.sigma, work.sigma, 1e-2)
         active = torch.ones_like(work.sigma, dtype=torch.bool)
         residual = torch.full_like(work.sigma, torch.inf)
@@ -124,40 +131,54 @@ class TotalVariation(Solver):
             change = state.run(min(_BLOCK, self.max_iterations - state.iterations), weight, active)
             residual = torch.where(active, work.residual(state.image), residual)
             problem.log(
-                "complex tv", state.iterations, self.max_iterations,
-                residual=work.batched(residual), weight=work.batched(weight), change=work.batched(change),
-            )  # fmt: skip
+                "complex tv",
+                state.iterations,
+                self.max_iterations,
+                residual=work.batched(residual),
+                weight=work.batched(weight),
+                change=work.batched(change),
+            )
             search.update(residual, active)
             active = active & ~((search.done | search.stuck) & (change < self.tolerance))
         self._warn_unreached(problem, search, residual)
         return state.image, search.weight, residual
 
     def _phase_stage(
-        self, problem: Problem, work: _Workspace, plain: Tensor, first_weight: Tensor
+        self, problem: Problem, work: _Workspace, plain: Tensor, first_weight: Tensor, first: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return magnitude, phase factor, weight and residual of the phase-aware fit."""
         rotation = smooth_rotation(plain, self.phase_width)
         start = (plain * rotation.conj()).real
         state = TVSplitting(
-            work.gram, work.backprojected, work.diagonal, start, rotation,
+            work.gram,
+            work.backprojected,
+            work.diagonal,
+            start,
+            rotation,
             inner_iterations=_INNER_ITERATIONS,
-        )  # fmt: skip
+        )
         # A wrong phase would otherwise drive the weight to zero in vain.
         search = self._search(first_weight, work.sigma, 0.125)
         active = torch.ones_like(work.sigma, dtype=torch.bool)
         residual = torch.full_like(work.sigma, torch.inf)
+        reached: list[Tensor] = []
         turns = 0
         while bool(active.any()) and state.iterations < self.max_iterations:
             weight = search.weight
             change = state.run(min(_BLOCK, self.max_iterations - state.iterations), weight, active)
             residual = torch.where(active, work.residual(state.complex_image), residual)
             problem.log(
-                "phase-aware tv", state.iterations, self.max_iterations,
-                residual=work.batched(residual), weight=work.batched(weight), change=work.batched(change),
-            )  # fmt: skip
+                "phase-aware tv",
+                state.iterations,
+                self.max_iterations,
+                residual=work.batched(residual),
+                weight=work.batched(weight),
+                change=work.batched(change),
+            )
             search.update(residual, active)
-            finished = (search.done | search.stuck) & (change < self.tolerance)
-            active = active & ~(finished & (turns >= self.phase_rounds))
+            reached = [*reached[-2:], residual]
+            finished = (search.done | search.stuck) & (change < self.tolerance) & (turns >= self.phase_rounds)
+            active = active & ~(finished | (search.stuck & (_limit(reached) > first + self.excess)))
             if turns < self.phase_rounds and state.rotation is not None:
                 turned = self._turn(work, state.image, state.rotation)
                 state.set_rotation(torch.where(per_image(active), turned, state.rotation))
@@ -168,9 +189,15 @@ class TotalVariation(Solver):
     def _turn(self, work: _Workspace, magnitude: Tensor, rotation: Tensor) -> Tensor:
         variance = work.sigma.square()
         return refine_rotation(
-            work.gram, work.backprojected, magnitude, rotation, work.diagonal,
-            stiffness=variance / self.phase_slope**2, bending=variance / self.phase_bend**2, iterations=_TURN_ITERATIONS,
-        )  # fmt: skip
+            work.gram,
+            work.backprojected,
+            magnitude,
+            rotation,
+            work.diagonal,
+            stiffness=variance / self.phase_slope**2,
+            bending=variance / self.phase_bend**2,
+            iterations=_TURN_ITERATIONS,
+        )
 
     def _warn_unreached(self, problem: Problem, search: WeightSearch, residual: Tensor) -> None:
         if bool(search.stuck.any()):
@@ -178,6 +205,15 @@ class TotalVariation(Solver):
                 f"no weight brings the residual to {self.target:g} noise units (it stays at "
                 f"{float(residual.max()):.2f}); the noise level of the measurement may be wrong"
             )
+
+
+def _limit(values: list[Tensor]) -> Tensor:
+    """Return where a falling sequence is heading, from its last three members (Aitken), or minus infinity."""
+    if len(values) < 3:
+        return torch.full_like(values[-1], -torch.inf)
+    earlier, later = values[-3] - values[-2], values[-2] - values[-1]
+    slowing = (later > 0) & (earlier > later)
+    return torch.where(slowing, values[-1] - later.square() / (earlier - later), -torch.inf)
 
 
 class _Workspace:

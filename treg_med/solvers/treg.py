@@ -47,15 +47,28 @@ class TReg(Solver):
     name: ClassVar[str] = "treg"
     needs_prior: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "default": {},
+        # What the words draw where the data leave room; a sample, not an estimate.
+        "generative": {
+            "start_timestep": 500,
+            "steps": 20,
+            "guidance_scale": 2.0,
+            "prior_weight": 1.0,
+            "injected_noise": 1.0,
+            "trust": 1.0,
+        },
+    }
 
     start: str = setting("classical", choices=("classical", "noise"), help="initial latent")
-    start_timestep: int = setting(150, minimum=1, maximum=999, help="timestep the classical start is noised to")
-    steps: int = setting(8, minimum=1, maximum=1000, help="diffusion steps")
+    start_timestep: int = setting(40, minimum=1, maximum=999, help="timestep the classical start is noised to")
+    steps: int = setting(4, minimum=1, maximum=1000, help="diffusion steps")
     guidance_scale: float = setting(1.0, minimum=0.0, maximum=30.0, help="w of classifier-free guidance")
+    prior_weight: float = setting(0.5, above=0.0, maximum=1.0, help="share of the prior's estimate in each step; the rest is the current image")
     data_every: int = setting(1, minimum=1, help="a data step every that many diffusion steps")
-    trust: float = setting(1.0, above=0.0, help="multiplies the prior's error tau_t: larger trusts the data more")
+    trust: float = setting(0.3, above=0.0, help="multiplies the prior's error tau_t: larger trusts the data more")
     noise_memory: float | None = setting(None, minimum=0.0, maximum=1.0, help="share c_n of predicted noise kept; None is sqrt(1 - a')")
+    injected_noise: float = setting(0.0, minimum=0.0, maximum=1.0, help="scales all noise added to the latent; 0 is deterministic plug-and-play")
     phase_width: float = setting(4.0, minimum=0.0, help="low-pass width of the phase in pixels")
     data_iterations: int = setting(8, minimum=1, help="conjugate-gradient iterations of a data step")
     use_prior: bool = setting(True, help="False is the control: the same pipeline with the network removed")
@@ -72,8 +85,11 @@ class TReg(Solver):
         timesteps = self._timesteps()
         latent = self._initial_latent(problem, prior, codec.encode(magnitude), timesteps[0])
         for step, (now, after) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
-            prediction = self._prior_step(problem, prior, latent, now, condition, codec.encode(magnitude))
-            magnitude = codec.decode(prior.decode(prediction.clean), problem.batch_shape)
+            current = codec.encode(magnitude)
+            prediction = self._prior_step(problem, prior, latent, now, condition, current)
+            # What the autoencoder cannot represent stays as it is: only the latent part is the prior's to change.
+            unseen = current - prior.decode(prior.encode(current))
+            magnitude = codec.decode(prior.decode(prediction.clean) + unseen, problem.batch_shape)
             if after is None:
                 break
             if step % self.data_every == 0:
@@ -99,7 +115,9 @@ class TReg(Solver):
         clean = prior.encode(image)
         alpha = float(prior.alphas_cumprod[timestep])
         noise = _shared_noise(clean, problem.generator)
-        return noise if self.start == "noise" else alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+        if self.start == "noise":
+            return noise
+        return alpha**0.5 * clean + self.injected_noise * (1 - alpha) ** 0.5 * noise
 
     def _prior_step(
         self, problem: Problem, prior: Prior, latent: Tensor, timestep: int, condition: tuple[Tensor, Tensor], image: Tensor
@@ -109,14 +127,16 @@ class TReg(Solver):
             clean = prior.encode(image)
             return Prediction(torch.zeros_like(clean), clean)
         problem.nfe += 1 if self.guidance_scale in (0, 1) else 2
-        return guided_prediction(prior, latent, timestep, *condition, self.guidance_scale)
+        noise, clean = guided_prediction(prior, latent, timestep, *condition, self.guidance_scale)
+        return Prediction(noise, torch.lerp(prior.encode(image), clean, self.prior_weight))
 
     def _renoise(self, problem: Problem, prior: Prior, image: Tensor, prediction: Prediction, timestep: int) -> Tensor:
         alpha = float(prior.alphas_cumprod[timestep])
         mixed = alpha * prior.encode(image) + (1 - alpha) * prediction.clean
         memory = math.sqrt(1 - alpha) if self.noise_memory is None else self.noise_memory
         fresh = _shared_noise(mixed, problem.generator)
-        return alpha**0.5 * mixed + (1 - alpha) ** 0.5 * (memory * prediction.noise + math.sqrt(1 - memory**2) * fresh)
+        spread = self.injected_noise * (1 - alpha) ** 0.5
+        return alpha**0.5 * mixed + spread * (memory * prediction.noise + math.sqrt(1 - memory**2) * fresh)
 
 
 def _image_shape(problem: Problem) -> tuple[int, int]:

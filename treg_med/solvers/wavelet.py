@@ -57,7 +57,12 @@ class Wavelet(Solver):
             change = state.run(min(_BLOCK, self.max_iterations - state.iterations), weight, active)
             residual = torch.where(active, problem.residual(state.image), residual)
             problem.log(
-                "wavelet", state.iterations, self.max_iterations, residual=residual, weight=weight, change=change
+                "wavelet",
+                state.iterations,
+                self.max_iterations,
+                residual=residual,
+                weight=weight,
+                change=change,
             )
             search.update(residual, active)
             active = active & ~((search.done | search.stuck) & (change < self.tolerance))
@@ -115,7 +120,11 @@ class _Fista:
         rows, columns = self.wavelet.coarse
         coarse = coefficients[..., :rows, :columns].clone()
         # Not abs(): for complex numbers that goes through hypot and is several times slower.
-        square = coefficients.real.square() + coefficients.imag.square() if coefficients.is_complex() else coefficients.square()
+        square = (
+            coefficients.real.square() + coefficients.imag.square()
+            if coefficients.is_complex()
+            else coefficients.square()
+        )
         shrunk = coefficients * (1 - threshold * torch.rsqrt(torch.maximum(square, threshold.square())))
         shrunk[..., :rows, :columns] = coarse
         return torch.roll(self.wavelet.inverse(shrunk), (-shift[0], -shift[1]), (-2, -1))

@@ -111,7 +111,8 @@ class DenoiserSettings:
     warmup: int = 200
     caption_dropout: float = 0.1
     lesion_weight: float = 4.0
-    low_noise_share: float = 0.6
+    low_noise_share: float = 0.55
+    high_noise_share: float = 0.15
     seed: int = 0
 
     def learning_rate(self, samples: int) -> float:
@@ -120,11 +121,23 @@ class DenoiserSettings:
         return self.rate * min(1.0, samples / (self.warmup * self.batch), max(left, 1e-3))
 
 
-def draw_timesteps(count: int, low_noise_share: float, generator: torch.Generator) -> Tensor:
-    """Stratified timesteps: a share in the lower half, where solvers that start from a reconstruction live."""
+def draw_timesteps(count: int, low_noise_share: float, high_noise_share: float, generator: torch.Generator) -> Tensor:
+    """Stratified timesteps, ``(count,)``, with extra mass at both ends.
+
+    Below 400 live the solvers that start from a reconstruction; only above 850, where even the mean intensity of a
+    patch is lost in the noise, must the network take the contrast from the words.
+    """
     u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    low = u < low_noise_share
-    t = torch.where(low, u / low_noise_share * 500, (u - low_noise_share) / (1 - low_noise_share) * 1000)
+    middle = 1 - low_noise_share - high_noise_share
+    t = torch.where(
+        u < low_noise_share,
+        400 * u / low_noise_share,
+        torch.where(
+            u < low_noise_share + middle,
+            1000 * (u - low_noise_share) / middle,
+            1000 - 150 * (1 - u) / high_noise_share,
+        ),
+    )
     return t.long().clamp(0, 999)[torch.randperm(count, generator=generator)]
 
 
@@ -202,7 +215,7 @@ def _loss(
     with torch.no_grad():
         z = autoencoder.encode(images * 2 - 1).latent_dist.mode() * autoencoder.config.scaling_factor
     weight = 1 + settings.lesion_weight * functional.adaptive_max_pool2d(masks, z.shape[-2:])
-    t = draw_timesteps(settings.batch, settings.low_noise_share, generator)
+    t = draw_timesteps(settings.batch, settings.low_noise_share, settings.high_noise_share, generator)
     noise = torch.randn(z.shape, generator=generator)
     signal, spread = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
     text = bank.draw(chosen, generator, settings.caption_dropout)
@@ -245,7 +258,7 @@ def _report(
     ema.copy_to(model)
     states = encode_texts(validation.captions, tokenizer, encoder)
     line = " ".join(
-        f"t{t} {latent_error(model, validation, autoencoder, states, t).mean():.5f}" for t in (50, 100, 200, 400, 700)
+        f"t{t} {latent_error(model, validation, autoencoder, states, t).mean():.5f}" for t in (50, 100, 200, 400, 900)
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,0 +1,1 @@
+"""Tests of readers, records, writer, phantoms and prompts."""
