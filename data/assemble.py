@@ -20,9 +20,11 @@ INVERSE_CRIME = (
     "results are better than on measured data"
 )
 _SCALE_QUANTILE = 0.999
-# Side of the central block whose sampling density decides whether zero-filling keeps the brightness of the
-# image.
-_CENTER_BLOCK = 3
+# Half side of the central block whose sampling density decides whether zero-filling keeps the brightness.
+_CENTER_REACH = 1
+# Peaks of an image over those of its zero-filled, blurred version: median of six volumes at 4 and 8 times.
+_BLUR_LOSS = 1.15
+_BLURRED_FROM = 1.5
 
 
 def check_finite(kspace: Tensor, index: int) -> None:
@@ -81,11 +83,12 @@ def check_mask(values: Tensor, shape: tuple[int, int]) -> Tensor:
 def robust_scale(kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> float:
     """Return the factor that brings the maximum of a typical image to about 1.
 
-    ``scale = 1 / (99.9th percentile of the zero-filled root-sum-of-squares magnitude)``. A fully sampled
-    centre keeps its brightness, which zero-filling lowers by little (the percentile, unlike the maximum,
-    ignores single bright pixels). Where the centre itself is sampled with density d < 1, zero-filling scales
-    the image by d, and the percentile is divided by d. Maps whose squares do not sum to 1 are divided out. An
-    empty slice has scale 1.
+    ``scale = density / (blur * q)``, q the 99.9th percentile of the zero-filled root-sum-of-squares
+    magnitude (the percentile, unlike the maximum, ignores single bright pixels). A fully sampled centre
+    keeps its brightness when the rest is filled with zeros; where the 3 x 3 block about the centre of
+    k-space is itself sampled with density < 1, zero-filling scales the image by it. From 1.5 times
+    undersampling on, blur is 1.15: zero-filling lowers the peaks of real volumes 1.0 to 1.9 times, 1.15 in
+    the median. Maps whose squares do not sum to 1 are divided out. An empty slice has scale 1.
 
     Parameters
     ----------
@@ -100,12 +103,13 @@ def robust_scale(kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> fl
     if maps is not None:
         gain = torch.linalg.vector_norm(maps, dim=0)
         magnitude = torch.where(gain > 0.1 * gain.max(), magnitude / gain.clamp_min(1e-12), 0)
-    rows, columns = (
-        slice(max(0, n // 2 - _CENTER_BLOCK // 2), n // 2 + _CENTER_BLOCK // 2) for n in mask.shape
-    )
-    density = float(mask[rows, columns].float().mean()) or float(mask.float().mean())
+    height, width = mask.shape
+    top, left = max(0, height // 2 - _CENTER_REACH), max(0, width // 2 - _CENTER_REACH)
+    center = mask[top : height // 2 + _CENTER_REACH + 1, left : width // 2 + _CENTER_REACH + 1]
+    density = float(center.float().mean()) or float(mask.float().mean())
+    blur = _BLUR_LOSS if mask.numel() >= _BLURRED_FROM * int(mask.sum()) else 1.0
     position = max(1, round(_SCALE_QUANTILE * magnitude.numel()))
-    value = float(magnitude.flatten().kthvalue(position).values) / density
+    value = blur * float(magnitude.flatten().kthvalue(position).values) / density
     return 1.0 / value if value > 0 else 1.0
 
 

@@ -65,7 +65,9 @@ class Hdf5Reader(ScanReader):
     def _read(self, dataset: h5py.Dataset, index: int | None = None) -> Tensor:
         """Return a whole dataset, or one entry along its first axis, as a tensor in native byte order."""
         if dataset.dtype.kind not in "biufc":
-            raise FormatError(f"expected {dataset.name} to hold numbers, got {dataset.dtype}; store it as float32 or uint8")
+            raise FormatError(
+                f"expected {dataset.name} to hold numbers, got {dataset.dtype}; store it as float32 or uint8"
+            )
         count = dataset.size if index is None else dataset.size // max(1, dataset.shape[0])
         check_fits_memory(dataset.name, int(count) * dataset.dtype.itemsize)
         with hdf5_errors(self.path.name):

@@ -349,7 +349,9 @@ def _check_slice(source: SliceSource, index: int, battery: _Battery) -> None:
     except (TregMedError, IndexError) as error:
         battery.check(f"slice {index} can be read", False, f"{type(error).__name__}: {error}")
         return
-    battery.check(f"slice {index} is a Measurement", isinstance(measurement, Measurement), type(measurement).__name__)
+    battery.check(
+        f"slice {index} is a Measurement", isinstance(measurement, Measurement), type(measurement).__name__
+    )
     if isinstance(measurement, Measurement):
         _check_measurement(source, measurement, index, battery)
 

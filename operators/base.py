@@ -37,6 +37,10 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, operator: LinearOperator, adjoint: bool) -> Tensor:
+        if x.numel() == 0:
+            source, target = operator.domain_shape, operator.range_shape
+            source, target = (target, source) if adjoint else (source, target)
+            return x.new_zeros(*x.shape[: x.ndim - len(source)], *target)
         y = operator._rmatvec(x) if adjoint else operator._matvec(x)
         # Autograd treats a returned input as modified in place; identities must hand back a new view.
         return y.view_as(y) if y is x else y

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,9 @@ __all__ = ["CartesianGram", "CartesianMRI"]
 # Bytes of one temporary: on a CPU it must stay in the cache of a core, on an accelerator fill the device.
 _CACHE_BYTES = 1 << 20
 _ACCELERATOR_BYTES = 1 << 28
+# Above this size the C library maps fresh pages for every allocation.
+_MMAP_BYTES = 1 << 25
+_NUMPY_DTYPE = {torch.complex64: np.complex64, torch.complex128: np.complex128}
 
 
 class CartesianMRI(LinearOperator):
@@ -114,50 +118,55 @@ class CartesianMRI(LinearOperator):
         return x0 + self.adjoint(y - self.forward(x0)) / (1 + column)
 
     def _matvec(self, x: Tensor) -> Tensor:
-        maps, words = self._folded_maps(x.dtype), self._mask_words(x.dtype)
         shifted = self._shifted_images(x)
-        kspace = x.new_empty(shifted.shape[0], *self.range_shape)
-        for images, coils in self._blocks(shifted):
-            spectrum = torch.fft.fft2(maps[coils] * shifted[images, None])
-            torch.bitwise_and(_words(spectrum), words, out=_words(kspace[images, coils]))
+        kspace = _empty(shifted, (shifted.shape[0], *self.range_shape))
+        n_images, n_coils = self._block_size(shifted)
+        map_blocks = self._folded_maps(x.dtype).split(n_coils)
+        mask_words = self._mask_words(x.dtype)
+        for images, data in zip(shifted.split(n_images), _words(kspace).split(n_images), strict=True):
+            for maps, words in zip(map_blocks, data.split(n_coils, dim=1), strict=True):
+                torch.bitwise_and(_words(torch.fft.fft2(maps * images)), mask_words, out=words)
         return kspace.reshape(*x.shape[:-2], *self.range_shape)
 
     def _rmatvec(self, y: Tensor) -> Tensor:
-        maps, weights = self._folded_maps(y.dtype), self._conjugating_mask(y.dtype)
-        kspace = y.resolve_conj().resolve_neg().reshape(-1, *self.range_shape)
-        total = y.new_zeros(kspace.shape[0], *self.domain_shape)
-        for images, coils in self._blocks(total):
-            sampled = torch.view_as_complex(torch.view_as_real(kspace[images, coils]) * weights)
-            _accumulate(total[images], maps[coils], torch.fft.fft2(sampled))
+        kspace = y.resolve_conj().resolve_neg().reshape(math.prod(y.shape[:-3]), *self.range_shape)
+        total = y.new_zeros(kspace.shape[0], 1, *self.domain_shape)
+        n_images, n_coils = self._block_size(total)
+        map_blocks = self._folded_maps(y.dtype).split(n_coils)
+        signs = self._conjugating_mask(y.dtype)
+        parts = torch.view_as_real(kspace)
+        for result, data in zip(total.split(n_images), parts.split(n_images), strict=True):
+            for maps, block in zip(map_blocks, data.split(n_coils, dim=1), strict=True):
+                _accumulate(result, maps, torch.fft.fft2(torch.view_as_complex(block * signs)))
         return self._unshifted_conjugate(total).reshape(*y.shape[:-3], *self.domain_shape)
 
     def _normal(self, x: Tensor) -> Tensor:
         """Return A^H A x without forming k-space; along fully sampled lines F^H F = 1 cancels."""
-        maps, weights = self._folded_maps(x.dtype), self._conjugating_mask(x.dtype)
+        shifted = self._shifted_images(x)
+        total = torch.zeros_like(shifted)
+        n_images, n_coils = self._block_size(shifted)
+        map_blocks = self._folded_maps(x.dtype).split(n_coils)
+        signs = self._conjugating_mask(x.dtype)
         axes = (-2, -1) if self._line_axis is None else (self._line_axis,)
         # The folded maps carry 1/sqrt(HW); a transform that is left out owes its share back.
         share = 1.0 if self._line_axis is None else float(self.domain_shape[-3 - self._line_axis])
-        shifted = self._shifted_images(x)
-        total = torch.zeros_like(shifted)
-        for images, coils in self._blocks(shifted):
-            spectrum = torch.fft.fftn(maps[coils] * shifted[images, None], dim=axes)
-            torch.view_as_real(spectrum).mul_(weights)
-            _accumulate(total[images], maps[coils], torch.fft.fftn(spectrum, dim=axes), share)
+        for images, result in zip(shifted.split(n_images), total.split(n_images), strict=True):
+            for maps in map_blocks:
+                spectrum = torch.fft.fftn(maps * images, dim=axes)
+                torch.view_as_real(spectrum).mul_(signs)
+                _accumulate(result, maps, torch.fft.fftn(spectrum, dim=axes), share)
         return self._unshifted_conjugate(total).reshape(x.shape)
 
-    def _blocks(self, images: Tensor) -> Iterator[tuple[slice, slice]]:
-        """Yield (images, coils) to work on at once: few enough for the cache, many where images are small."""
+    def _block_size(self, images: Tensor) -> tuple[int, int]:
+        """Return how many images and coils to work on at once: few for the cache, many if they are small."""
         budget = _CACHE_BYTES if images.device.type == "cpu" else _ACCELERATOR_BYTES
         affordable = max(1, budget // (self.mask.numel() * images.element_size()))
-        n_coils = min(affordable, self.n_coils)
-        n_images = max(1, affordable // self.n_coils)
-        for first in range(0, images.shape[0], n_images):
-            for coil in range(0, self.n_coils, n_coils):
-                yield slice(first, first + n_images), slice(coil, coil + n_coils)
+        return max(1, affordable // self.n_coils), min(affordable, self.n_coils)
 
     def _shifted_images(self, x: Tensor) -> Tensor:
         height, width = self.domain_shape
-        return torch.roll(x.reshape(-1, height, width), (-(height // 2), -(width // 2)), dims=(-2, -1))
+        images = x.reshape(math.prod(x.shape[:-2]), 1, height, width)
+        return torch.roll(images, (-(height // 2), -(width // 2)), dims=(-2, -1))
 
     def _unshifted_conjugate(self, images: Tensor) -> Tensor:
         height, width = self.domain_shape
@@ -283,9 +292,17 @@ def _words(x: Tensor) -> Tensor:
     return x.view(torch.int64) if x.dtype == torch.complex64 else torch.view_as_real(x).view(torch.int64)
 
 
+def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return an uninitialised tensor of the dtype and device of ``like``."""
+    if like.device.type == "cpu" and math.prod(shape) * like.element_size() > _MMAP_BYTES:
+        # NumPy asks for huge pages and torch does not: page faults would cost as much as the transforms.
+        return torch.from_numpy(np.empty(shape, dtype=_NUMPY_DTYPE[like.dtype]))
+    return like.new_empty(shape)
+
+
 def _accumulate(total: Tensor, maps: Tensor, coil_images: Tensor, scale: float = 1.0) -> None:
-    """Add scale * sum_c S_c v_c over the coil images (images, coils, H, W) to ``total`` (images, H, W)."""
-    if coil_images.shape[1] == 1:
-        total.addcmul_(maps, coil_images[:, 0], value=scale)
+    """Add scale * sum_c S_c v_c over the coil images (images, coils, H, W) to ``total`` (images, 1, H, W)."""
+    if maps.shape[0] == 1:
+        total.addcmul_(maps, coil_images, value=scale)
     else:
-        total.add_((maps * coil_images).sum(1), alpha=scale)
+        total.add_((maps * coil_images).sum(1, keepdim=True), alpha=scale)

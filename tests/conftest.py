@@ -17,7 +17,10 @@ pytest_plugins = ["tests.tiny_prior"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    # Here and not in pyproject.toml, so that the tests also run beside an installed wheel.
+    config.addinivalue_line("markers", "slow: longer than about five seconds")
+    config.addinivalue_line("markers", "shared: needs the real data beside the repository")
     # The tensors are small: more threads wait for each other, for minutes where the machine is busy.
     torch.set_num_threads(1)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from treg_med.codec import ImageCodec
+from treg_med.data.records import Geometry
 from treg_med.errors import GeometryError, NumericsError
 
 
@@ -30,3 +31,13 @@ def test_errors_name_shape_and_scale() -> None:
         ImageCodec((8, 8)).encode(torch.zeros(8, 9))
     with pytest.raises(NumericsError, match="positive"):
         ImageCodec((8, 8), scale=0.0)
+
+
+def test_prior_sees_the_image_upright_and_the_turn_is_undone() -> None:
+    geometry = Geometry(shape=(24, 16, 1), display_rot90=1, display_flip=True)
+    codec = ImageCodec((24, 16), 8, 1.0, geometry.to_display, geometry.from_display)
+    image = torch.rand(2, 24, 16)
+    encoded = codec.encode(image)
+    assert encoded.shape == (2, 1, 16, 24)
+    assert torch.allclose((encoded[:, 0] + 1) / 2, geometry.to_display(image))
+    assert torch.allclose(codec.decode(encoded, (2,)), image, atol=1e-6)

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 import treg_med as tm
-from tests.conformance.solvers import SHAPE, gaussian_prior, measurement
+from tests.conformance.solvers import SHAPE, measurement
 from treg_med.errors import ConfigError, GeometryError, NumericsError, ResourceError
 from treg_med.reconstruction import child_seed, reconstruct
-from treg_med.solvers import Progress, get_solver
+from treg_med.solvers import Problem, Progress, Solver, get_solver
 
 
 @pytest.fixture(autouse=True)
@@ -38,23 +39,40 @@ def test_exported_at_the_top() -> None:
     assert tm.reconstruct is reconstruct
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Dithered(Solver):
+    """The adjoint plus noise: the smallest stochastic solver that also asks for a prior."""
+
+    name = "dithered"
+    needs_prior = True
+    stochastic = True
+
+    def solve(self, problem: Problem) -> Tensor:
+        problem.nfe += 3
+        image = problem.operator.adjoint(problem.y)
+        return image + 0.1 * torch.randn(image.shape, generator=problem.generator)
+
+
 def test_seed_decides_and_samples_are_averaged() -> None:
-    prior = gaussian_prior()
-    run = lambda **keywords: reconstruct(  # noqa: E731
-        measurement(), text="", solver="treg", prior=prior, device="cpu", steps=2, **keywords
-    )
-    first, again, other = run(seed=1), run(seed=1), run(seed=2)
-    assert torch.equal(first.image, again.image)
-    assert not torch.equal(first.image, other.image)
-    two = run(seed=1, samples=2)
-    assert two.nfe == 2 * first.nfe
-    assert two.settings["samples"] == 2
-    summary = two.history[-1]
+    def run(seed: int, samples: int = 1, slice_index: int = 0) -> tm.Reconstruction:
+        data = dataclasses.replace(measurement(), geometry=tm.Geometry(shape=(*SHAPE, 4), slice_index=slice_index))
+        return reconstruct(data, solver=_Dithered(), prior=object(), device="cpu", seed=seed, samples=samples)  # type: ignore[arg-type]
+
+    first = run(1)
+    assert torch.equal(first.image, run(1).image)
+    assert not torch.equal(first.image, run(2).image)
+    assert not torch.equal(first.image, run(1, slice_index=1).image)
+    many = run(1, samples=16)
+    assert many.nfe == 48
+    assert many.settings["samples"] == 16
+    summary = many.history[-1]
     assert summary["spread"].shape == SHAPE
-    assert float(summary["spread"].max()) > 0
-    assert len(summary["residuals"]) == 2
+    assert float(summary["spread"].square().mean().sqrt()) == pytest.approx(0.1 / many.settings["scale"], rel=0.3)
+    assert len(summary["residuals"]) == 16
     assert summary["residuals"][0] == pytest.approx(first.residual)
-    assert two.residual == pytest.approx(first.residual, abs=0.2)
+    clean = get_solver("zero-filled")(measurement()).image
+    assert float((many.image - clean).abs().mean()) < 0.4 * float((first.image - clean).abs().mean())
+    assert many.residual < first.residual
 
 
 def test_child_seeds() -> None:

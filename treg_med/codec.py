@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,10 @@ from torch.nn import functional
 from treg_med.errors import GeometryError, NumericsError
 
 __all__ = ["ImageCodec"]
+
+
+def _unturned(image: Tensor) -> Tensor:
+    return image
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class ImageCodec:
     scale : Tensor ``(*batch,)`` or float
         Brings the upper percentile of the magnitude to about one.
 
+    to_upright, from_upright : callable
+        Turn an image ``(*batch, H, W)`` the way the prior saw its training images, head up, and back.
+
     Raises
     ------
     GeometryError
@@ -40,31 +48,34 @@ class ImageCodec:
     shape: tuple[int, int]
     multiple: int = 1
     scale: Tensor | float = 1.0
+    to_upright: Callable[[Tensor], Tensor] = _unturned
+    from_upright: Callable[[Tensor], Tensor] = _unturned
 
     def __post_init__(self) -> None:
         scale = torch.as_tensor(self.scale)
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise NumericsError(f"expected a positive finite scale, got {scale.tolist()}")
 
-    @property
-    def padding(self) -> tuple[int, int, int, int]:
-        """Pixels added at (left, right, top, bottom), as evenly as possible."""
-        rows, columns = (-side % self.multiple for side in self.shape)
-        return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
-
     def encode(self, magnitude: Tensor) -> Tensor:
-        """Return ``(n, 1, H', W')``; leading dimensions are flattened into n."""
+        """Return ``(n, 1, H', W')``, upright; leading dimensions are flattened into n."""
         if tuple(magnitude.shape[-2:]) != tuple(self.shape):
             raise GeometryError(f"expected an image of shape {tuple(self.shape)}, got {tuple(magnitude.shape)}")
-        scaled = magnitude * self._scale(magnitude) * 2 - 1
-        return functional.pad(scaled.reshape(-1, 1, *self.shape), self.padding, value=-1.0)
+        upright = self.to_upright(magnitude * self._scale(magnitude) * 2 - 1)
+        rows, columns = upright.shape[-2:]
+        return functional.pad(upright.reshape(-1, 1, rows, columns), self._padding(rows, columns), value=-1.0)
 
     def decode(self, image: Tensor, batch: tuple[int, ...] = ()) -> Tensor:
         """Return the magnitude ``(*batch, H, W)`` of a prior image ``(n, 1, H', W')``."""
-        left, _, top, _ = self.padding
-        rows, columns = self.shape
+        rows, columns = self.to_upright(torch.empty(self.shape)).shape
+        left, _, top, _ = self._padding(rows, columns)
         cropped = image[..., top : top + rows, left : left + columns].reshape(*batch, rows, columns)
-        return (cropped + 1) / 2 / self._scale(cropped)
+        magnitude = self.from_upright(cropped)
+        return (magnitude + 1) / 2 / self._scale(magnitude)
+
+    def _padding(self, rows: int, columns: int) -> tuple[int, int, int, int]:
+        """Pixels added at (left, right, top, bottom), as evenly as possible."""
+        more_rows, more_columns = -rows % self.multiple, -columns % self.multiple
+        return more_columns // 2, more_columns - more_columns // 2, more_rows // 2, more_rows - more_rows // 2
 
     def _scale(self, like: Tensor) -> Tensor:
         return torch.as_tensor(self.scale, dtype=like.dtype, device=like.device)[..., None, None]

@@ -42,13 +42,15 @@ def reconstruct(
     Parameters
     ----------
     measurement
-        Data ``(*batch, *operator.range_shape)`` in the raw units of their file, with the operator that made them.
+        Data ``(*batch, *operator.range_shape)`` in the raw units of their file, with the operator that made
+        them.
     text
         Prompt; None is the empty prompt.
     solver
         A name of :func:`treg_med.available_solvers`, or a solver instance.
     prior
-        Diffusion prior, or the folder of one; None is the embedded default, loaded only if the solver needs it.
+        Diffusion prior, or the folder of one; None is the embedded default, loaded only if the solver needs
+        it.
     seed
         Every random number follows from it, the slice index and the sample number, and from nothing else.
     device
@@ -56,9 +58,9 @@ def reconstruct(
     preset
         Named settings of the solver.
     samples
-        Number of runs with different random numbers, for solvers that draw any. More than one: the image is their
-        mean, and the last history entry holds the standard deviation of the magnitude per pixel (``spread``) and
-        the residuals of the single samples.
+        Number of runs with different random numbers, for solvers that draw any. More than one: the image is
+        their mean, and the last history entry holds the standard deviation of the magnitude per pixel
+        (``spread``) and the residuals of the single samples.
     callback
         Called with a :class:`~treg_med.solvers.Progress` after each step.
     **settings
@@ -67,12 +69,14 @@ def reconstruct(
     Returns
     -------
     Reconstruction
-        Image in the raw units of the measurement, residual in noise units, what was done and what to be warned of.
+        Image in the raw units of the measurement, residual in noise units, what was done and what to be
+        warned of.
 
     Raises
     ------
     ConfigError
-        For an unknown solver, preset, setting or device name, a bad seed or sample count, or an over-long text.
+        For an unknown solver, preset, setting or device name, a bad seed or sample count, or an over-long
+        text.
     NumericsError
         If the data or the result are not finite.
     GeometryError
@@ -124,7 +128,8 @@ def best_device() -> torch.device:
 def child_seed(seed: int, *path: int) -> int:
     """Return a seed that depends on ``seed`` and the path (slice, sample, ...) only.
 
-    Hashing keeps the streams of neighbouring slices unrelated, and batch size, order and resuming without effect.
+    Hashing keeps the streams of neighbouring slices unrelated, and batch size, order and resuming without
+    effect.
     """
     digest = hashlib.sha256("/".join(str(int(part)) for part in (seed, *path)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)

@@ -1,7 +1,7 @@
 """The solver battery: register one case, inherit every check of `validate_solver`.
 
-`SOLVER_CASES` is the one registry; a test module runs `validate_solver` on each case. A case says how to build the
-solver, which prior it needs and where its residual must lie on the battery's own small measurement.
+`SOLVER_CASES` is the one registry; a test module runs `validate_solver` on each case. A case says how to
+build the solver, which prior it needs and where its residual must lie on the battery's own small measurement.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The source battery: register one case, inherit every test of `SourceConformance`.
 
-A case writes a small file into a folder and opens it. `validate_source` does the checking; the class adds what needs the file.
+A case writes a small file into a folder and opens it. `validate_source` does the checking; the class adds
+what needs the file.
 """
 
 from __future__ import annotations
@@ -58,9 +59,13 @@ SOURCE_CASES: list[SourceCase] = [
     SourceCase("fastmri-single", lambda d: _fastmri(d)),
     SourceCase("fastmri-coils", lambda d: _fastmri(d, coils=3)),
     SourceCase("fastmri-test-mask", lambda d: _fastmri(d, mask=(np.arange(44) % 3 == 1))),
-    SourceCase("fastmri-undersampled", lambda d: _fastmri(d, {"acceleration": 2.0, "mask": "equispaced"}, coils=2)),
+    SourceCase(
+        "fastmri-undersampled", lambda d: _fastmri(d, {"acceleration": 2.0, "mask": "equispaced"}, coils=2)
+    ),
     SourceCase("nifti", lambda d: _nifti(d)),
-    SourceCase("nifti-2-coils", lambda d: _nifti(d, "volume.nii", 2, coils=3, mask="poisson-disc", acceleration=2.0)),
+    SourceCase(
+        "nifti-2-coils", lambda d: _nifti(d, "volume.nii", 2, coils=3, mask="poisson-disc", acceleration=2.0)
+    ),
     SourceCase("nifti-sagittal", lambda d: _nifti(d, slice_axis=0, mask="gaussian-1d", noise=0.0)),
     SourceCase("simulated", lambda d: _simulated(d, coils=2, acceleration=3.0, slices=slice(1, 4))),
     SourceCase("simulated-noise-free", lambda d: _simulated(d, acceleration=1.0, noise=0.0, phase="none")),
@@ -95,7 +100,10 @@ class SourceConformance:
             m = source[0]
         if m.target is None or not m.target.is_complex() or not m.simulated:
             pytest.skip("only a simulated target is the truth")
-        error = torch.linalg.vector_norm(m.operator(m.target) - m.y) / (m.operator.mask.sum() * m.y.shape[0]).sqrt()
+        error = (
+            torch.linalg.vector_norm(m.operator(m.target) - m.y)
+            / (m.operator.mask.sum() * m.y.shape[0]).sqrt()
+        )
         assert m.noise_std is not None
         assert float(error) == pytest.approx(m.noise_std, rel=0.15, abs=1e-5)
 
@@ -108,7 +116,7 @@ class SourceConformance:
             stored, here = pickle.dumps(source), _digest_of(source)
         assert len(stored) < 4000, "a source pickles its path, not its data"
         monkeypatch.chdir(os.sep)
-        with pickle.loads(stored) as copy:
+        with pickle.loads(stored) as copy:  # noqa: S301 - our own bytes
             assert _digest_of(copy) == here
 
 

@@ -70,9 +70,17 @@ def test_samples_outside_the_mask_are_dropped(tmp_path: Path) -> None:
 def test_given_facts_are_used(tmp_path: Path) -> None:
     kspace = _kspace(2, 2, 12, 10)
     maps = _kspace(2, 12, 10)
-    path = _write(tmp_path / "a.h5", kspace=kspace, mask=np.ones((12, 10), bool), sensitivity_maps=maps, target=np.ones((2, 12, 10)))
+    path = _write(
+        tmp_path / "a.h5",
+        kspace=kspace,
+        mask=np.ones((12, 10), bool),
+        sensitivity_maps=maps,
+        target=np.ones((2, 12, 10)),
+    )
     with h5py.File(path, "a") as file:
-        file.attrs.update({"noise_std": 0.25, "anatomy": "Brain", "contrast": b"flair", "plane": "JOHN SMITH"})
+        file.attrs.update(
+            {"noise_std": 0.25, "anatomy": "Brain", "contrast": b"flair", "plane": "JOHN SMITH"}
+        )
     with open_scan(path) as scan:
         m = scan[1]
         assert scan.header.text == "T2-FLAIR brain MRI"
@@ -102,7 +110,9 @@ def test_coil_maps_come_from_the_calibration_region(tmp_path: Path) -> None:
     inside = images[0] > 0.1
     assert torch.allclose(torch.linalg.vector_norm(maps, dim=0)[inside], torch.ones(()), atol=1e-3)
     combined = m.operator.adjoint(m.y).abs()
-    assert torch.linalg.vector_norm((combined - images[0])[inside]) < 0.02 * torch.linalg.vector_norm(images[0])
+    assert torch.linalg.vector_norm((combined - images[0])[inside]) < 0.02 * torch.linalg.vector_norm(
+        images[0]
+    )
 
 
 def test_a_complete_scan_is_its_own_reference(tmp_path: Path) -> None:
@@ -150,7 +160,11 @@ def test_display_can_be_overridden(tmp_path: Path) -> None:
         ({"kspace": _kspace(6, 4), "mask": np.full((6, 4), np.nan)}, FormatError, "0 and 1"),
         ({"kspace": _kspace(6, 4), "mask": np.array([b"a"] * 4)}, FormatError, "mask"),
         ({"kspace": _kspace(6, 4), "target": np.ones((4, 6))}, GeometryError, "target"),
-        ({"kspace": _kspace(2, 6, 4), "sensitivity_maps": _kspace(3, 6, 4)}, GeometryError, "sensitivity_maps"),
+        (
+            {"kspace": _kspace(2, 6, 4), "sensitivity_maps": _kspace(3, 6, 4)},
+            GeometryError,
+            "sensitivity_maps",
+        ),
         ({"kspace": _kspace(2, 6, 4), "sensitivity_maps": np.ones((2, 6, 4))}, FormatError, "complex"),
     ],
 )
@@ -202,7 +216,9 @@ def test_an_empty_slice_is_refused(tmp_path: Path) -> None:
         ({"operations": "[" * 2000}, FormatError),
     ],
 )
-def test_bad_attributes_are_refused(tmp_path: Path, attributes: dict[str, Any], error: type[Exception]) -> None:
+def test_bad_attributes_are_refused(
+    tmp_path: Path, attributes: dict[str, Any], error: type[Exception]
+) -> None:
     write_raw_kspace(tmp_path / "a.h5", attributes=attributes)
     with pytest.raises(error):
         open_scan(tmp_path / "a.h5")
@@ -225,8 +241,12 @@ def test_a_long_list_of_operations_is_refused(tmp_path: Path) -> None:
 
 def test_free_text_of_a_file_reaches_no_provenance(tmp_path: Path) -> None:
     canary = "CANARY^JANE"
-    operations = json.dumps([{"operation": "simulate", "mask": canary, canary: 1, "noise": 0.1}, canary, {"seed": [canary]}])
-    attributes = dict.fromkeys(("description", "source", "patient", "anatomy", "contrast", "plane", "modality"), canary)
+    operations = json.dumps(
+        [{"operation": "simulate", "mask": canary, canary: 1, "noise": 0.1}, canary, {"seed": [canary]}]
+    )
+    attributes = dict.fromkeys(
+        ("description", "source", "patient", "anatomy", "contrast", "plane", "modality"), canary
+    )
     write_raw_kspace(tmp_path / "a.h5", noise=0.01, attributes=attributes | {"operations": operations})
     with open_scan(tmp_path / "a.h5") as scan:
         assert canary not in json.dumps(dict(scan[0].provenance))

@@ -14,7 +14,10 @@ from treg_med.errors import ConfigError
     [
         (ScanWords("MRI", "brain", "T1w", "axial"), "axial T1-weighted brain MRI"),
         (ScanWords("MRI", "brain", "FLAIR"), "T2-FLAIR brain MRI"),
-        (ScanWords(plane="coronal", contrast="PDw+FS", anatomy="knee"), "coronal fat-suppressed proton-density-weighted knee MRI"),
+        (
+            ScanWords(plane="coronal", contrast="PDw+FS", anatomy="knee"),
+            "coronal fat-suppressed proton-density-weighted knee MRI",
+        ),
         (ScanWords("MRI"), None),
         (ScanWords(), None),
     ],
@@ -42,7 +45,9 @@ def test_words_of_a_label(label: str, expected: tuple[str | None, ...]) -> None:
 def test_only_whitelisted_words_exist() -> None:
     with pytest.raises(ConfigError, match="anatomy"):
         ScanWords(anatomy="Jane Doe")
-    words = ScanWords.from_header(anatomy="Jane Doe", contrast=b"T2W", plane=" Axial ", modality=3, patient="x")
+    words = ScanWords.from_header(
+        anatomy="Jane Doe", contrast=b"T2W", plane=" Axial ", modality=3, patient="x"
+    )
     assert words == ScanWords(contrast="T2w", plane="axial")
 
 
@@ -62,11 +67,20 @@ def test_what_is_no_text_is_refused(text: object) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("brain MRI of 12.03.1985", "date"), ("brain 1985-03-12", "date"), ("scan of 3 March 2020", "date"), ("20200312 brain", "date"),
-        ("on Mar 3, 2020", "date"), ("MRN 1234567", "record number"), ("patient id: 99182", "record number"), ("accession A1234567", "record"),
-        ("patient John Smith", "name"), ("DOE^JANE brain", "name"), ("Mrs Miller", "name"), ("John Smith, axial brain", "name"),
+        ("brain MRI of 12.03.1985", "date"),
+        ("brain 1985-03-12", "date"),
+        ("scan of 3 March 2020", "date"),
+        ("20200312 brain", "date"),
+        ("on Mar 3, 2020", "date"),
+        ("MRN 1234567", "record number"),
+        ("patient id: 99182", "record number"),
+        ("accession A1234567", "record"),
+        ("patient John Smith", "name"),
+        ("DOE^JANE brain", "name"),
+        ("Mrs Miller", "name"),
+        ("John Smith, axial brain", "name"),
     ],
-)  # fmt: skip
+)
 def test_personal_data_is_noticed(text: str, what: str) -> None:
     assert any(what in warning for warning in check_text(text))
 
@@ -74,11 +88,17 @@ def test_personal_data_is_noticed(text: str, what: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        None, "", "axial T1-weighted brain MRI", "Axial T2-FLAIR brain MRI, 53-year-old woman with multiple sclerosis",
-        "coronal proton density knee, 3 T, 0.5 mm, TE 90 ms", "Magnetic Resonance Imaging of the brain", "Multiple Sclerosis",
+        None,
+        "",
+        "axial T1-weighted brain MRI",
+        "Axial T2-FLAIR brain MRI, 53-year-old woman with multiple sclerosis",
+        "coronal proton density knee, 3 T, 0.5 mm, TE 90 ms",
+        "Magnetic Resonance Imaging of the brain",
+        "Multiple Sclerosis",
         "Axial T2-weighted brain MRI, skull-stripped; 3 white-matter lesions, total lesion area 55 mm2.",
-        "Dandy-Walker malformation", "contrast-enhanced T1, tumour 4.5 x 3.2 cm",
+        "Dandy-Walker malformation",
+        "contrast-enhanced T1, tumour 4.5 x 3.2 cm",
     ],
-)  # fmt: skip
+)
 def test_clinical_descriptions_raise_no_alarm(text: str | None) -> None:
     assert check_text(text) == ()

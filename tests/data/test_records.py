@@ -25,7 +25,11 @@ SHAPE = (32, 24)
 def _measurement(**changes: object) -> Measurement:
     operator = CartesianMRI(torch.ones(SHAPE))
     image = brain_phantom(SHAPE)
-    facts: dict[str, object] = {"noise_std": 0.1, "target": image, "geometry": unknown_geometry((*SHAPE, 1), display_rot90=2)}
+    facts: dict[str, object] = {
+        "noise_std": 0.1,
+        "target": image,
+        "geometry": unknown_geometry((*SHAPE, 1), display_rot90=2),
+    }
     return Measurement(y=operator(image), operator=operator, **(facts | changes))  # type: ignore[arg-type]
 
 
@@ -61,7 +65,13 @@ def test_measurements_that_do_not_fit_are_refused(changes: dict[str, object], er
 
 @pytest.mark.parametrize(
     "changes",
-    [{"affine": np.eye(3)}, {"affine": np.full((4, 4), np.inf)}, {"affine": np.zeros((4, 4))}, {"slice_index": 1}, {"slice_index": -1}],
+    [
+        {"affine": np.eye(3)},
+        {"affine": np.full((4, 4), np.inf)},
+        {"affine": np.zeros((4, 4))},
+        {"slice_index": 1},
+        {"slice_index": -1},
+    ],
 )
 def test_geometry_that_cannot_be_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(GeometryError, match="expected"):
@@ -72,7 +82,7 @@ def test_batches_fit_and_pickle_works() -> None:
     m = _measurement()
     batch = replace(m, y=m.y.expand(3, *m.y.shape))
     assert batch.y.shape == (3, 1, *SHAPE)
-    copy = pickle.loads(pickle.dumps(m))
+    copy = pickle.loads(pickle.dumps(m))  # noqa: S301 - our own bytes
     assert torch.equal(copy.y, m.y)
     assert np.array_equal(copy.geometry.affine, m.geometry.affine)
 
@@ -88,7 +98,9 @@ def test_moving_leaves_the_original() -> None:
 
 
 def test_representations_are_short_and_complete() -> None:
-    m = _measurement(provenance={"simulated": True, "warnings": ["<inverse crime>"], "noise_std": "estimated"})
+    m = _measurement(
+        provenance={"simulated": True, "warnings": ["<inverse crime>"], "noise_std": "estimated"}
+    )
     assert "(1, 32, 24)" in repr(m)
     assert "simulated" in repr(m)
     assert "estimated" in repr(m)
@@ -198,7 +210,9 @@ def test_the_phantom_has_no_symmetry() -> None:
     volume = phantom_volume((32, 32), 5)
     for i in range(5):
         for j in range(i):
-            assert torch.linalg.vector_norm(volume[i] - volume[j]) > 0.02 * torch.linalg.vector_norm(volume[i])
+            assert torch.linalg.vector_norm(volume[i] - volume[j]) > 0.02 * torch.linalg.vector_norm(
+                volume[i]
+            )
     assert brain_phantom((9, 8), dtype=torch.complex128).dtype == torch.complex128
     with pytest.raises(ConfigError):
         brain_phantom((4, 4))

@@ -1,4 +1,4 @@
-"""From a volume to k-space, to a reconstruction and back to a volume: the right way up, in the right place."""
+"""From a volume to k-space, to an image and back to a volume: the right way up, in the right place."""
 
 from __future__ import annotations
 
@@ -29,8 +29,15 @@ def zero_filled(m: Measurement) -> Reconstruction:
 def test_nifti_to_nifti(tmp_path: Path, axes: str, through_file: bool) -> None:
     affine = write_nifti(tmp_path / "a.nii.gz", VOLUME, axes=axes, sform_code=4, qform_code=1)
     options = {"acceleration": 1.0, "noise": 0.0, "coils": 2}
-    path = simulate_scan(tmp_path / "a.nii.gz", tmp_path / "a.h5", **options) if through_file else tmp_path / "a.nii.gz"
-    with open_scan(path, **({} if through_file else options)) as scan, VolumeWriter(tmp_path, "out") as writer:
+    path = (
+        simulate_scan(tmp_path / "a.nii.gz", tmp_path / "a.h5", **options)
+        if through_file
+        else tmp_path / "a.nii.gz"
+    )
+    with (
+        open_scan(path, **({} if through_file else options)) as scan,
+        VolumeWriter(tmp_path, "out") as writer,
+    ):
         for m in scan:
             writer.add(zero_filled(m))
     before, after = nib.load(tmp_path / "a.nii.gz"), nib.load(writer.image_path)
@@ -45,7 +52,10 @@ def test_nifti_to_nifti(tmp_path: Path, axes: str, through_file: bool) -> None:
 
 def test_some_slices_only(tmp_path: Path) -> None:
     affine = write_nifti(tmp_path / "a.nii", VOLUME, axes="LPS")
-    with open_scan(tmp_path / "a.nii", acceleration=1.0, noise=0.0) as scan, VolumeWriter(tmp_path, "out") as writer:
+    with (
+        open_scan(tmp_path / "a.nii", acceleration=1.0, noise=0.0) as scan,
+        VolumeWriter(tmp_path, "out") as writer,
+    ):
         for i in (3, 1):
             writer.add(zero_filled(scan[i]))
     before, after = nib.load(tmp_path / "a.nii"), nib.load(writer.image_path)
@@ -59,7 +69,10 @@ def test_some_slices_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rot90", "flip"), [(r, f) for r in range(4) for f in (False, True)])
 def test_a_volume_of_unknown_geometry_is_stored_upright(tmp_path: Path, rot90: int, flip: bool) -> None:
     write_raw_kspace(tmp_path / "a.h5", shape=(24, 20), n_slices=2)
-    with open_scan(tmp_path / "a.h5", rot90=rot90, flip=flip) as scan, VolumeWriter(tmp_path, "out") as writer:
+    with (
+        open_scan(tmp_path / "a.h5", rot90=rot90, flip=flip) as scan,
+        VolumeWriter(tmp_path, "out") as writer,
+    ):
         for m in scan:
             writer.add(zero_filled(m))
         shown = zero_filled(scan[1]).upright

@@ -61,7 +61,9 @@ def _external_storage(file: h5py.File, folder: Path) -> None:
 def _nested_external_storage(file: h5py.File, folder: Path) -> None:
     file["kspace"] = np.ones((8, 8), np.complex64)
     (folder / "secret.txt").write_bytes(b"x" * 512)
-    file.create_group("deep").create_dataset("d", (64,), "f8", external=[(str(folder / "secret.txt"), 0, 512)])
+    file.create_group("deep").create_dataset(
+        "d", (64,), "f8", external=[(str(folder / "secret.txt"), 0, 512)]
+    )
 
 
 def _virtual(file: h5py.File, folder: Path) -> None:
@@ -87,7 +89,8 @@ def _mask_bomb(file: h5py.File, folder: Path) -> None:
 
 
 CRAFTED: list[Callable[[h5py.File, Path], None]] = [
-    _external_link, _soft_link, _dangling_soft_link, _nested_external_link, _nested_soft_link, _external_group,
+    _external_link, _soft_link, _dangling_soft_link, _nested_external_link, _nested_soft_link,
+    _external_group,
     _external_storage, _nested_external_storage, _virtual, _nested_virtual, _shape_bomb, _mask_bomb,
 ]  # fmt: skip
 
@@ -141,12 +144,18 @@ def test_a_damaged_chunk_is_one_typed_error(tmp_path: Path) -> None:
 
 def test_the_input_is_never_touched(tmp_path: Path) -> None:
     write_raw_kspace(tmp_path / "a.h5", noise=0.01)
-    before = (hashlib.sha256((tmp_path / "a.h5").read_bytes()).digest(), (tmp_path / "a.h5").stat().st_mtime_ns)
+    before = (
+        hashlib.sha256((tmp_path / "a.h5").read_bytes()).digest(),
+        (tmp_path / "a.h5").stat().st_mtime_ns,
+    )
     with open_scan(tmp_path / "a.h5") as scan:
         assert scan[1].y.abs().max() > 0
     with open_hdf5(tmp_path / "a.h5") as file, pytest.raises((OSError, ValueError)):
         file.create_dataset("new", data=1)
-    assert before == (hashlib.sha256((tmp_path / "a.h5").read_bytes()).digest(), (tmp_path / "a.h5").stat().st_mtime_ns)
+    assert before == (
+        hashlib.sha256((tmp_path / "a.h5").read_bytes()).digest(),
+        (tmp_path / "a.h5").stat().st_mtime_ns,
+    )
 
 
 def test_what_does_not_fit_the_memory_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Simulated scans: what was done is stored, the noise is what was asked for, and the file appears whole or not at all."""
+"""Simulated scans: what was done is stored, the noise is as asked for, the file is whole or absent."""
 
 from __future__ import annotations
 
@@ -20,15 +20,24 @@ VOLUME = phantom_volume((32, 28), 3)
 def test_the_file_says_everything_that_was_done(tmp_path: Path) -> None:
     write_nifti(tmp_path / "brain_T1w.nii", 50 * VOLUME)
     out = simulate_scan(
-        tmp_path / "brain_T1w.nii", tmp_path / "o.h5", acceleration=2.0, mask="gaussian-1d", coils=3, noise=0.02, seed=9
+        tmp_path / "brain_T1w.nii",
+        tmp_path / "o.h5",
+        acceleration=2.0,
+        mask="gaussian-1d",
+        coils=3,
+        noise=0.02,
+        seed=9,
     )
     with h5py.File(out) as file:
         assert file["kspace"].shape == (3, 3, 32, 28)
         assert file.attrs["simulated"]
         assert "research use only" in file.attrs["notice"]
-    with open_scan(out) as scan, open_scan(
-        tmp_path / "brain_T1w.nii", acceleration=2.0, mask="gaussian-1d", coils=3, noise=0.02, seed=9
-    ) as direct:
+    with (
+        open_scan(out) as scan,
+        open_scan(
+            tmp_path / "brain_T1w.nii", acceleration=2.0, mask="gaussian-1d", coils=3, noise=0.02, seed=9
+        ) as direct,
+    ):
         assert scan.header.text == direct.header.text == "axial T1-weighted brain MRI"
         assert scan.header.simulated
         assert scan.header.warnings == direct.header.warnings

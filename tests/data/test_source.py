@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conformance.sources import SOURCE_CASES, SourceConformance, _digest_of, fork_digest, pytest_source_cases
+from tests.conformance.sources import (
+    SOURCE_CASES,
+    SourceConformance,
+    _digest_of,
+    fork_digest,
+    pytest_source_cases,
+)
 from treg_med.data import Measurement, SliceSource, open_scan, register_reader, validate_source
 from treg_med.data.generic_hdf5 import RawKspaceReader
 from treg_med.data.phantoms import write_raw_kspace

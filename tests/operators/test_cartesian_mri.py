@@ -181,6 +181,22 @@ def test_later_changes_of_the_inputs_change_nothing() -> None:
     assert torch.allclose(operator(torch.ones(4, 4, dtype=torch.float64)).to(before.dtype), before, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_large_outputs_live_in_memory_that_behaves_as_any_other(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator = CartesianMRI(_pattern("points", 8, 9), _maps(2, 8, 9))
+    x = torch.randn(3, 8, 9, dtype=dtype, generator=_generator()).requires_grad_()
+    expected = operator(x)
+    monkeypatch.setattr("treg_med.operators.cartesian_mri._MMAP_BYTES", 0)
+    y = operator(x)
+    assert torch.equal(y, expected)
+    assert y.dtype == dtype
+    (gradient,) = torch.autograd.grad(y.mul(2).abs().square().sum(), x)
+    assert torch.allclose(gradient, 8 * operator.gram(x.detach()), rtol=1e-4, atol=1e-5)
+    assert torch.equal(pickle.loads(pickle.dumps(y.detach())), y.detach())  # noqa: S301 - our own bytes
+
+
 def test_casting_returns_a_copy_and_leaves_the_operator_alone() -> None:
     operator = CartesianMRI(torch.ones(4, 6), birdcage_maps(2, (4, 6)))
     for twin in (operator.to(torch.float64), operator.gram.to(torch.float64).operator):

@@ -1,4 +1,4 @@
-"""The parts of the classical solvers: differences, wavelets, preconditioner, weight search, phase, splitting."""
+"""The parts of the classical solvers: differences, wavelets, preconditioner, weights, phase, splitting."""
 
 import pytest
 import torch
@@ -172,8 +172,8 @@ def test_refining_the_phase_finds_a_smooth_turn() -> None:
             magnitude,
             rotation,
             fourier_diagonal(data.operator),
-            stiffness=weights / 0.03**2,
-            bending=weights / 1e-3**2,
+            stiffness=weights / 0.1**2,
+            bending=weights / 1e-2**2,
             iterations=5,
         )
 

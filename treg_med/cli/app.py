@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -183,4 +184,6 @@ def info(as_json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line."""
+    # Read when torch is loaded: its idle threads otherwise spin, many times slower where the machine is busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

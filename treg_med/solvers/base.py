@@ -6,9 +6,9 @@ A solver is a frozen dataclass whose fields are its settings. Calling it with a 
     solver(measurement, operator=None, prior=None, text=None, *, generator=None, callback=None)
 
 A new method subclasses :class:`Solver`, names itself, and implements :meth:`Solver.solve`, which receives a
-:class:`Problem` in *working units* (the data multiplied by the scale that brings the image maximum to about one) and
-returns the image in those units. Checking the input, the units, the noise level, the residual, time, memory
-and history are done here, once, so that every row of a table is measured in the same way.
+:class:`Problem` in *working units* (the data multiplied by the scale that brings the image maximum to about
+one) and returns the image in those units. Checking the input, the units, the noise level, the residual,
+time, memory and history are done here, once, so that every row of a table is measured in the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from treg_med.data.records import Measurement, Reconstruction
+from treg_med.data.records import Geometry, Measurement, Reconstruction
 from treg_med.errors import ConfigError, GeometryError, NumericsError
 from treg_med.operators import LinearOperator, estimate_noise_std
 from treg_med.solvers.settings import check_settings, setting
@@ -43,7 +43,8 @@ __all__ = [
 
 # A zero-filled image whose maximum lies outside this range says that the measurement's scale was not set.
 _PLAUSIBLE_MAXIMUM = (0.1, 10.0)
-# Below this fraction of the root-mean-square sample a noise level is that of float32 rounding, not of a scanner.
+# Below this fraction of the root-mean-square sample a noise level is that of float32 rounding, not of a
+# scanner.
 _NOISE_FLOOR = 1e-4
 
 
@@ -85,8 +86,11 @@ class Problem:
         Working units per raw unit, shape ``(*batch,)``.
     prior, text, generator
         As given to the solver.
+    geometry
+        Of the measurement: which way up the image is.
     history, warnings, notes, nfe
-        What the solver recorded: per-step entries, warnings for the user, values it chose, network evaluations.
+        What the solver recorded: per-step entries, warnings for the user, values it chose, network
+        evaluations.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Problem:
         text: str | None = None,
         generator: torch.Generator | None = None,
         callback: Callback | None = None,
+        geometry: Geometry | None = None,
     ) -> None:
         self.y = y
         self.operator = operator
@@ -107,6 +112,7 @@ class Problem:
         self.prior = prior
         self.text = text
         self.generator = generator
+        self.geometry = geometry
         self.history: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         self.notes: dict[str, Any] = {}
@@ -217,8 +223,8 @@ class Solver(ABC):
         Returns
         -------
         Reconstruction
-            Image in raw units, residual ``sqrt(sum|A x - y|^2 / (n sigma^2))`` (root mean square over a batch), and
-            what was done.
+            Image in raw units, residual ``sqrt(sum|A x - y|^2 / (n sigma^2))`` (root mean square over a
+            batch), and what was done.
 
         Raises
         ------
@@ -334,6 +340,7 @@ def _problem(
         text=text,
         generator=generator,
         callback=callback,
+        geometry=measurement.geometry,
     )
     for message in (*measurement.warnings, *messages):
         problem.warn(message)
@@ -342,6 +349,15 @@ def _problem(
 
 
 def check_data(y: Tensor, operator: LinearOperator) -> None:
+    """Refuse data that do not fit the operator, are not finite or hold only zeros.
+
+    Raises
+    ------
+    GeometryError
+        For a wrong or empty shape.
+    NumericsError
+        For NaN, Inf, or a batch item of zeros.
+    """
     shape = tuple(operator.range_shape)
     if y.ndim < len(shape) or tuple(y.shape[y.ndim - len(shape) :]) != shape or y.numel() == 0:
         raise GeometryError(
@@ -376,7 +392,7 @@ def _noise_std(measurement: Measurement, operator: LinearOperator, messages: lis
 
 
 def _working_scale(measurement: Measurement, operator: LinearOperator, messages: list[str]) -> Tensor:
-    """Return the factor from raw to working units, from the data where the measurement's own is implausible."""
+    """Return the factor from raw to working units; from the data where the given one is implausible."""
     y = measurement.y
     scale = float(measurement.scale)
     with torch.no_grad():

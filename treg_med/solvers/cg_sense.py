@@ -23,14 +23,14 @@ _SEARCH_STEPS = 12
 class CGSense(Solver):
     r"""Tikhonov-regularised SENSE, :math:`(A^H A + \lambda) x = A^H y`, by Hermitian conjugate gradients.
 
-    With ``rule="tikhonov"`` lambda follows the discrepancy principle: the residual reaches ``target`` noise units,
-    each trial started from the last. With ``rule="early-stopping"`` lambda is zero and the iteration itself
-    regularises: it stops at the first iterate whose residual is at most ``target``. Measured on training slices
-    (8 coils, R = 4 and 8) both rules give the same PSNR within 0.1 dB, and ``target = 0.9`` is within 0.1 dB of the
-    best weight; the first does not depend on the iteration count and is the default.
+    With ``rule="tikhonov"`` lambda follows the discrepancy principle: the residual reaches ``target`` noise
+    units, each trial started from the last. With ``rule="early-stopping"`` lambda is zero and the iteration
+    itself regularises: it stops at the first iterate whose residual is at most ``target``. Measured on
+    training slices (8 coils, R = 4 and 8) both rules give the same PSNR within 0.1 dB, and ``target = 0.9``
+    is within 0.1 dB of the best weight; the first does not depend on the iteration count and is the default.
 
-    Pruessmann et al.: Advances in sensitivity encoding with arbitrary k-space trajectories, Magn. Reson. Med. 46
-    (2001) 638.
+    Pruessmann et al.: Advances in sensitivity encoding with arbitrary k-space trajectories, Magn. Reson.
+    Med. 46 (2001) 638.
     """
 
     name: ClassVar[str] = "cg-sense"

@@ -53,7 +53,7 @@ def squared_length(field: Tensor) -> Tensor:
 
 
 def shrink(field: Tensor, threshold: float) -> Tensor:
-    """Shorten each vector by ``threshold``, to zero where it is shorter: the proximal map of the isotropic length."""
+    """Shorten each vector by ``threshold``, at most to zero: the proximal map of the isotropic length."""
     floor = max(threshold * threshold, torch.finfo(torch.float32).tiny)
     return field * (1 - threshold * torch.rsqrt(squared_length(field).clamp_min(floor)))
 

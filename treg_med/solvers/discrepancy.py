@@ -16,13 +16,15 @@ _DAMPING = 0.7
 class WeightSearch:
     r"""Secant search on the logarithm of a weight until the residual reaches a target.
 
-    The residual of a regularised fit grows with the weight w; near a point it behaves as :math:`r \propto w^s`. Each
-    call of :meth:`update` estimates s from the last two points and moves
+    The residual of a regularised fit grows with the weight w; near a point it behaves as
+    :math:`r \propto w^s`. Each call of :meth:`update` estimates s from the last two points and moves
     :math:`\log w \mathrel{+}= (\log r^\star - \log r) / s`, damped and at most by a
     factor of 2.5. No bracket is kept, because the
-    residual of a warm-started iteration still drifts while the search runs. Items of a batch do not see each other.
+    residual of a warm-started iteration still drifts while the search runs. Items of a batch do not see
+    each other.
 
-    Morozov: On the solution of functional equations by the method of regularization, Soviet Math. Dokl. 7 (1966).
+    Morozov: On the solution of functional equations by the method of regularization, Soviet Math. Dokl. 7
+    (1966).
 
     Parameters
     ----------
@@ -67,7 +69,7 @@ class WeightSearch:
         return self._log.exp()
 
     def update(self, residual: Tensor, active: Tensor | None = None) -> None:
-        """Take the residual ``(*batch,)`` reached with the current weight and move the weight of active items."""
+        """Take the residual ``(*batch,)`` reached with the weight and move the weight of active items."""
         if self.fixed:
             return
         log_residual = residual.clamp_min(1e-12).log()

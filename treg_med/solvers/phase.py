@@ -17,10 +17,10 @@ _TINY = 1e-30
 
 
 def smooth_rotation(image: Tensor, width: float) -> Tensor:
-    r"""Return :math:`e^{i\phi}`, the phase of the image low-passed by a Gaussian of standard deviation ``width`` pixels.
+    r"""Return the phase factor :math:`e^{i\phi}` of the low-passed image.
 
-    ``image`` is complex ``(*batch, H, W)``; smoothing the complex image weights the phase by magnitude and knows no
-    wraps.
+    ``image`` is complex ``(*batch, H, W)``, ``width`` the standard deviation of the Gaussian in pixels.
+    Smoothing the complex image weights the phase by magnitude and knows no wraps.
     """
     rows, columns = (torch.fft.fftfreq(n, device=image.device).square() for n in image.shape[-2:])
     low_pass = torch.exp(-2 * (torch.pi * width) ** 2 * (rows[:, None] + columns[None, :]))
@@ -47,8 +47,8 @@ def refine_rotation(
     .. math:: \min_\delta \tfrac12 \|A(m e^{i\phi}(1 + i\delta)) - y\|^2
               + \tfrac{s}{2} \|\nabla \delta\|^2 + \tfrac{b}{2} \|\Delta \delta\|^2
 
-    by preconditioned conjugate gradients on the normal equations. The penalties act on the turn, not on the phase,
-    so structure that the data ask for builds up over several calls while noise does not.
+    by preconditioned conjugate gradients on the normal equations. The penalties act on the turn, not on the
+    phase, so structure that the data ask for builds up over several calls while noise does not.
 
     Parameters
     ----------
@@ -59,7 +59,8 @@ def refine_rotation(
     diagonal
         Fourier diagonal of the normal operator, ``(H, W)``.
     stiffness, bending
-        s and b per batch item, ``(batch,)``: noise variance over the variance expected of slope and curvature.
+        s and b per batch item, ``(batch,)``: noise variance over the variance expected of slope and
+        curvature.
     iterations
         Conjugate-gradient iterations.
 

@@ -17,11 +17,12 @@ def fourier_diagonal(operator: LinearOperator) -> Tensor:
 
     .. math:: d(k) = \sum_c \sum_q |\hat S_c(q)|^2 M(k + q),
 
-    the share of frequency k that the coils bring into the sampled set. A circulant matrix with this diagonal is an
-    excellent preconditioner for parallel imaging. Any other operator gets the constant ``||A||^2 / 2``.
+    the share of frequency k that the coils bring into the sampled set. A circulant matrix with this
+    diagonal is an excellent preconditioner for parallel imaging. Any other operator gets the constant
+    ``||A||^2 / 2``.
 
-    Koolstra et al.: Accelerating compressed sensing in parallel imaging reconstructions using an efficient circulant
-    preconditioner for Cartesian trajectories, Magn. Reson. Med. 81 (2019) 670.
+    Koolstra et al.: Accelerating compressed sensing in parallel imaging reconstructions using an efficient
+    circulant preconditioner for Cartesian trajectories, Magn. Reson. Med. 81 (2019) 670.
     """
     mask = getattr(operator, "mask", None)
     if not isinstance(mask, Tensor):

@@ -34,8 +34,8 @@ class PhasedImage:
     magnitude
         Real, signed, ``(*batch, H, W)``.
     rotation
-        Unit-modulus phase factor ``(*batch, H, W)``; ``magnitude * rotation`` is ``image`` where the phase-aware fit
-        was kept, and the part of ``image`` along the phase elsewhere.
+        Unit-modulus phase factor ``(*batch, H, W)``; ``magnitude * rotation`` is ``image`` where the
+        phase-aware fit was kept, and the part of ``image`` along the phase elsewhere.
     """
 
     image: Tensor
@@ -49,13 +49,14 @@ class TotalVariation(Solver):
 
     1. :math:`x_1 = \arg\min_x \tfrac12\|A x - y\|^2 + w_1 \mathrm{TV}(x)` over complex images;
     2. :math:`e^{i\phi}` = the phase of the low-passed :math:`x_1`;
-    3. :math:`m = \arg\min_m \tfrac12\|A(m e^{i\phi}) - y\|^2 + w_2 \mathrm{TV}(m)` over real images, alternated with
+    3. :math:`m = \arg\min_m \tfrac12\|A(m e^{i\phi}) - y\|^2 + w_2 \mathrm{TV}(m)` over real images,
+    alternated with
        Gauss-Newton turns of the phase towards the data under a smoothness penalty.
 
-    The result is :math:`m e^{i\phi}`. Without a given ``weight`` both weights follow the discrepancy principle: the
-    residual reaches ``target`` noise units. Where the phase-aware image cannot come near the residual that complex
-    TV reaches, as with a measured phase that is not smooth, the complex TV image is returned and the history says
-    so. Every item of a batch is treated by itself.
+    The result is :math:`m e^{i\phi}`. Without a given ``weight`` both weights follow the discrepancy
+    principle: the residual reaches ``target`` noise units. Where the phase-aware image cannot come near the
+    residual that complex TV reaches, as with a measured phase that is not smooth, the complex TV image is
+    returned and the history says so. Every item of a batch is treated by itself.
 
     Rudin, Osher, Fatemi: Physica D 60 (1992) 259. Lustig, Donoho, Pauly: Magn. Reson. Med. 58 (2007) 1182.
     """
@@ -229,7 +230,8 @@ class _Workspace:
         self.sigma = problem.noise_std.reshape(-1)
         self.backprojected = operator.adjoint(problem.y).reshape(-1, *shape)
         self.diagonal = fourier_diagonal(operator)
-        # A single coil without maps is diagonal in Fourier space: one preconditioned step is the exact solution.
+        # A single coil without maps is diagonal in Fourier space: one preconditioned step is the exact
+        # solution.
         self.exact = isinstance(getattr(operator, "mask", None), Tensor) and operator.sensitivity_maps is None
         self._problem = problem
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -46,7 +46,6 @@ class TReg(Solver):
 
     name: ClassVar[str] = "treg"
     needs_prior: ClassVar[bool] = True
-    stochastic: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
         # What the words draw where the data leave room; a sample, not an estimate.
@@ -73,12 +72,17 @@ class TReg(Solver):
     data_iterations: int = setting(8, minimum=1, help="conjugate-gradient iterations of a data step")
     use_prior: bool = setting(True, help="False is the control: the same pipeline with the network removed")
 
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether any noise is drawn."""
+        return self.start == "noise" or self.injected_noise > 0
+
     def solve(self, problem: Problem) -> Tensor:
         """Return the image ``(*batch, H, W)`` in working units."""
         prior: Prior = problem.prior
         classical = TotalVariation().solve_phased(problem)
         image, phase = classical.image, CarriedPhase.of(classical, self.phase_width)
-        codec = ImageCodec(_image_shape(problem), prior.image_multiple, 1 / _upper_level(image.abs()))
+        codec = _codec(problem, prior, image.abs())
         data = PhaseAwareDataStep(problem, max_iter=self.data_iterations)
         magnitude = phase.along(image)
         condition = self._conditions(problem, prior)
@@ -139,9 +143,14 @@ class TReg(Solver):
         return alpha**0.5 * mixed + spread * (memory * prediction.noise + math.sqrt(1 - memory**2) * fresh)
 
 
-def _image_shape(problem: Problem) -> tuple[int, int]:
+def _codec(problem: Problem, prior: Prior, magnitude: Tensor) -> ImageCodec:
+    """Codec that shows the prior an upright image of the level it was trained on."""
     height, width = problem.operator.domain_shape
-    return height, width
+    codec = ImageCodec((height, width), prior.image_multiple, 1 / _upper_level(magnitude))
+    geometry = problem.geometry
+    if geometry is None:
+        return codec
+    return replace(codec, to_upright=geometry.to_display, from_upright=geometry.from_display)
 
 
 def _upper_level(magnitude: Tensor) -> Tensor:

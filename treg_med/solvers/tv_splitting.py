@@ -25,7 +25,8 @@ _TINY = 1e-30
 class TVSplitting:
     r"""Warm-startable ADMM for isotropic total variation on the normal equations.
 
-    .. math:: \min_x \tfrac12 x^H G x - \operatorname{Re} x^H b + w \sum_p |(\nabla x)_p|, \qquad G = A^H A,\; b = A^H y
+    .. math:: \min_x \tfrac12 x^H G x - \operatorname{Re} x^H b + w \sum_p |(\nabla x)_p|, \qquad G = A^H
+    A,\; b = A^H y
 
     with :math:`z = \nabla x` split off:
 
@@ -33,12 +34,14 @@ class TVSplitting:
         (G + \rho \nabla^T \nabla)\, x &= b + \rho \nabla^T (z - u) \\
         z &= \operatorname{shrink}(\nabla x + u, w / \rho), \qquad u \leftarrow u + \nabla x - z
 
-    The x step is a few conjugate gradients, warm-started and preconditioned by the circulant matrix with the Fourier
-    diagonal of G; a single coil without rotation is solved exactly in one. With a rotation :math:`e^{i\phi}` the
-    image is :math:`m e^{i\phi}` with real m and G is replaced by :math:`\operatorname{Re} e^{-i\phi} G e^{i\phi}`.
-    The ratio w / rho is fixed, so that the state stays valid when the weight is changed between iterations.
+    The x step is a few conjugate gradients, warm-started and preconditioned by the circulant matrix with
+    the Fourier diagonal of G; a single coil without rotation is solved exactly in one. With a rotation
+    :math:`e^{i\phi}` the image is :math:`m e^{i\phi}` with real m and G is replaced by
+    :math:`\operatorname{Re} e^{-i\phi} G e^{i\phi}`. The ratio w / rho is fixed, so that the state stays
+    valid when the weight is changed between iterations.
 
-    Goldstein and Osher: The split Bregman method for L1-regularized problems, SIAM J. Imaging Sci. 2 (2009) 323.
+    Goldstein and Osher: The split Bregman method for L1-regularized problems, SIAM J. Imaging Sci. 2 (2009)
+    323.
 
     Parameters
     ----------

@@ -25,13 +25,14 @@ class Wavelet(Solver):
 
     .. math:: \min_x \tfrac12 \|A x - y\|^2 + w \|W x\|_1
 
-    over complex images, with W the orthogonal db4 transform (coarsest low-pass coefficients left alone), by FISTA
-    with adaptive restart. The transform is shifted by another offset in every iteration, which removes the block
-    pattern of an orthogonal basis. Without a given ``weight`` the residual is brought to ``target`` noise units. The
-    step is one because normalised coil maps make ``||A|| <= 1``; other operators are divided by their norm.
+    over complex images, with W the orthogonal db4 transform (coarsest low-pass coefficients left alone), by
+    FISTA with adaptive restart. The transform is shifted by another offset in every iteration, which
+    removes the block pattern of an orthogonal basis. Without a given ``weight`` the residual is brought to
+    ``target`` noise units. The step is one because normalised coil maps make ``||A|| <= 1``; other
+    operators are divided by their norm.
 
-    Lustig, Donoho, Pauly: Magn. Reson. Med. 58 (2007) 1182. Beck and Teboulle: SIAM J. Imaging Sci. 2 (2009) 183.
-    O'Donoghue and Candes: Found. Comput. Math. 15 (2015) 715 (restart).
+    Lustig, Donoho, Pauly: Magn. Reson. Med. 58 (2007) 1182. Beck and Teboulle: SIAM J. Imaging Sci. 2
+    (2009) 183. O'Donoghue and Candes: Found. Comput. Math. 15 (2015) 715 (restart).
     """
 
     name: ClassVar[str] = "wavelet"
@@ -93,7 +94,7 @@ class _Fista:
         self._momentum = per_image(torch.ones_like(problem.noise_std))
 
     def run(self, iterations: int, weight: Tensor, active: Tensor) -> Tensor:
-        """Iterate; items that are not ``active`` keep their image. Returns the relative change of the last step."""
+        """Iterate items that are ``active``; return the relative change of the last step, ``(*batch,)``."""
         threshold = per_image(weight) * self.step
         keep = per_image(active)
         change = torch.zeros_like(weight)
@@ -114,7 +115,7 @@ class _Fista:
 
     def _threshold(self, image: Tensor, threshold: Tensor) -> Tensor:
         """Soft-threshold the detail coefficients of the shifted image."""
-        # Steps coprime to the period visit every offset before any comes back.
+        # Steps coprime to the period visit every row offset and every column offset.
         shift = ((5 * self.iterations) % self.period, (11 * self.iterations) % self.period)
         coefficients = self.wavelet.forward(torch.roll(image, shift, (-2, -1)))
         rows, columns = self.wavelet.coarse

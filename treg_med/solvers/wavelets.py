@@ -26,8 +26,9 @@ _DB4 = (
 class OrthogonalWavelet:
     r"""Periodic orthogonal db4 transform W of images ``(*batch, H, W)``: :math:`W^T W = I`.
 
-    Sides are padded by reflection to a multiple of ``2 ** levels``; :meth:`inverse` crops. One matrix per level and axis
-    keeps low-pass coefficients first, so that the coefficient image has the usual nested layout.
+    Sides are padded by reflection to a multiple of ``2 ** levels``; :meth:`inverse` crops. One matrix per
+    level and axis keeps low-pass coefficients first, so that the coefficient image has the usual nested
+    layout.
 
     Daubechies: Orthonormal bases of compactly supported wavelets, Comm. Pure Appl. Math. 41 (1988) 909.
 

@@ -96,8 +96,8 @@ def export(slices: Slices, work: Work, target: Annotated[Path, typer.Option(help
     card = export_prior(
         work,
         target,
-        CaptionedSlices.load(slices, "train", subjects_only="ms_").every(16),
-        CaptionedSlices.load(slices, "val", subjects_only="ms_").every(8),
+        CaptionedSlices.load(slices, "train", subjects_only="ms_").every(48),
+        CaptionedSlices.load(slices, "val", subjects_only="ms_").every(12),
     )
     _say(json.dumps(card["metrics"], indent=1))
 

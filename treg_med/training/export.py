@@ -129,7 +129,7 @@ def _metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
         "round_trip_psnr_db": {"mean": round(float(trained.mean()), 2), "worst": round(float(trained.min()), 2)},
         "round_trip_psnr_db_linear_decoder": {"mean": round(float(linear.mean()), 2), "worst": round(float(linear.min()), 2)},
         "denoising_error_std": {str(t): round(e, 5) for t, e in denoising_error(prior, validation, (50, 100, 200, 400, 700)).items()},
-        "right_contrast_wins": {str(t): round(contrast_following(prior, validation, t), 3) for t in (600, 800)},
+        "right_contrast_wins": {str(t): round(contrast_following(prior, validation, t), 3) for t in (900, 970)},
     }
 
 
