@@ -29,12 +29,17 @@ def sigpy(method: str, weight: float, y: Any, maps: Any) -> Any:
 
 
 def bart(method: str, weight: float, y: Any, maps: Any) -> Any:
-    rule = {"cg-sense": ["-l2", "-r", str(weight)], "wavelet": ["-R", f"W:3:0:{weight}"], "tv": ["-R", f"T:3:0:{weight}"]}
+    rule = {
+        "cg-sense": ["-l2", "-r", str(weight)],
+        "wavelet": ["-R", f"W:3:0:{weight}"],
+        "tv": ["-R", f"T:3:0:{weight}"],
+    }[method]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for name, array in (("y", y), ("maps", maps)):
             _write(root / name, np.moveaxis(array, 0, -1)[:, :, None, :])
-        command = ["bart", "pics", "-w", "1", "-i", "100", *rule[method], str(root / "y"), str(root / "maps"), str(root / "x")]
+        files = [str(root / name) for name in ("y", "maps", "x")]
+        command = ["bart", "pics", "-w", "1", "-i", "100", *rule, *files]
         subprocess.run(command, check=True, capture_output=True)
         return _read(root / "x")
 

@@ -2,9 +2,9 @@
 
     python benchmarks/mri_quality.py --slices brain_mr_slices_2d.h5 --per-subject 8
 
-Cartesian 256x256, random columns (R=4 with 8 % and R=8 with 4 % centre), one coil or eight simulated coils with known maps,
-complex noise 35 dB below the image maximum, smooth random phase. The k-space is computed from magnitude images: an
-inverse crime. PSNR and SSIM follow the fastMRI protocol (range: maximum of the volume, here of the subject's slices;
+Cartesian 256x256, random columns (R=4 with 8 % and R=8 with 4 % centre), one coil or eight simulated coils with known
+maps, complex noise 35 dB below the image maximum, smooth random phase. The k-space is computed from magnitude images:
+an inverse crime. PSNR and SSIM follow the fastMRI protocol (range: maximum of the volume, here of the subject's slices;
 7x7 uniform SSIM); mean and standard error are taken over slices within a subject, then over subjects.
 """
 
@@ -48,7 +48,9 @@ class Case:
 def smooth_random_phase(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Phase of five by five random Fourier modes, 0.8 rad rms, plus a random constant."""
     spectrum = torch.zeros(shape, dtype=torch.complex64)
-    spectrum[:5, :5] = torch.complex(torch.randn(5, 5, generator=generator), torch.randn(5, 5, generator=generator))
+    spectrum[:5, :5] = torch.complex(
+        torch.randn(5, 5, generator=generator), torch.randn(5, 5, generator=generator)
+    )
     field = torch.fft.ifft2(torch.roll(spectrum, (-2, -2), (0, 1))).real
     return field / field.std() * 0.8 + 2 * math.pi * torch.rand(1, generator=generator)
 
@@ -69,12 +71,23 @@ def cases(slices: CaptionedSlices, per_subject: int, coils: int, acceleration: i
             image = torch.polar(reference, smooth_random_phase(shape, generator))
             noise = complex_gaussian_noise(operator.range_shape, NOISE_STD, generator=generator)
             y = operator(image) + noise * operator.mask
-            yield Case(Measurement(y=y, operator=operator, noise_std=NOISE_STD, provenance={"simulated": True}), reference, subject, slices.captions[i], peak)
+            yield Case(
+                Measurement(y=y, operator=operator, noise_std=NOISE_STD, provenance={"simulated": True}),
+                reference,
+                subject,
+                slices.captions[i],
+                peak,
+            )
 
 
 def wrong_contrast(caption: str) -> str:
     """The caption with its contrast words replaced by those of another contrast."""
-    swaps = (("contrast-enhanced T1-weighted", "T2-weighted"), ("T1-weighted", "T2-weighted"), ("T2-FLAIR", "T1-weighted"), ("T2-weighted", "T1-weighted"))
+    swaps = (
+        ("contrast-enhanced T1-weighted", "T2-weighted"),
+        ("T1-weighted", "T2-weighted"),
+        ("T2-FLAIR", "T1-weighted"),
+        ("T2-weighted", "T1-weighted"),
+    )
     for said, instead in swaps:
         if said in caption:
             return caption.replace(said, instead)
@@ -90,7 +103,9 @@ def score(image: Tensor, case: Case) -> tuple[float, float]:
 
 def methods(prior: LatentPrior, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Row name to (solver, text of a case)."""
-    rows: dict[str, tuple[Any, Any]] = {name: (get_solver(name), lambda _: None) for name in ("zero-filled", "cg-sense", "wavelet", "tv")}
+    rows: dict[str, tuple[Any, Any]] = {
+        name: (get_solver(name), lambda _: None) for name in ("zero-filled", "cg-sense", "wavelet", "tv")
+    }
     treg = get_solver("treg", **settings)
     rows["treg, prior removed (control)"] = (get_solver("treg", **settings, use_prior=False), lambda _: None)
     rows["treg, empty text"] = (treg, lambda _: "")
@@ -101,7 +116,10 @@ def methods(prior: LatentPrior, settings: dict[str, Any]) -> dict[str, tuple[Any
 
 def by_subject(values: list[float], subjects: list[str]) -> str:
     """Mean over subjects and its standard error over subjects."""
-    means = [np.mean([v for v, s in zip(values, subjects, strict=True) if s == name]) for name in sorted(set(subjects))]
+    means = [
+        np.mean([v for v, s in zip(values, subjects, strict=True) if s == name])
+        for name in sorted(set(subjects))
+    ]
     error = np.std(means, ddof=1) / math.sqrt(len(means)) if len(means) > 1 else float("nan")
     return f"{np.mean(means):.3f} ± {error:.3f}"
 
@@ -115,7 +133,11 @@ def run(arguments: argparse.Namespace) -> None:
     for coils in arguments.coils:
         for acceleration in arguments.accelerations:
             print(f"\n### {coils} coil{'s' * (coils > 1)}, R={acceleration}\n")
-            print("| method | PSNR dB | SSIM | residual (noise units) | minus control dB | s |\n|---|--:|--:|--:|--:|--:|", flush=True)
+            print(
+                "| method | PSNR dB | SSIM | residual (noise units) | minus control dB | s |\n"
+                "|---|--:|--:|--:|--:|--:|",
+                flush=True,
+            )
             control: list[float] = []
             measured = list(cases(slices, arguments.per_subject, coils, acceleration))
             subjects = [case.subject for case in measured]
@@ -123,21 +145,47 @@ def run(arguments: argparse.Namespace) -> None:
                 rows = []
                 for number, case in enumerate(measured):
                     start = time.process_time()
-                    rec = solver(case.measurement, prior=prior, text=text(case), generator=torch.Generator().manual_seed(number))
+                    rec = solver(
+                        case.measurement,
+                        prior=prior,
+                        text=text(case),
+                        generator=torch.Generator().manual_seed(number),
+                    )
                     psnr, ssim = score(rec.image, case)
-                    rows.append({"method": name, "coils": coils, "R": acceleration, "subject": case.subject, "psnr": psnr, "ssim": ssim, "residual": rec.residual, "seconds": time.process_time() - start})
+                    rows.append(
+                        {
+                            "method": name,
+                            "coils": coils,
+                            "R": acceleration,
+                            "subject": case.subject,
+                            "psnr": psnr,
+                            "ssim": ssim,
+                            "residual": rec.residual,
+                            "seconds": time.process_time() - start,
+                        }
+                    )
                 records += rows
                 psnrs = [row["psnr"] for row in rows]
                 control = psnrs if "control" in name else control
-                gain = by_subject([a - b for a, b in zip(psnrs, control, strict=True)], subjects) if control else "-"
+                gain = (
+                    by_subject([a - b for a, b in zip(psnrs, control, strict=True)], subjects)
+                    if control
+                    else "-"
+                )
                 mean = {key: float(np.mean([row[key] for row in rows])) for key in ("residual", "seconds")}
-                print(f"| {name} | {by_subject(psnrs, subjects)} | {by_subject([r['ssim'] for r in rows], subjects)} | {mean['residual']:.2f} | {gain} | {mean['seconds']:.1f} |", flush=True)
+                print(
+                    f"| {name} | {by_subject(psnrs, subjects)} | {by_subject([r['ssim'] for r in rows], subjects)} "
+                    f"| {mean['residual']:.2f} | {gain} | {mean['seconds']:.1f} |",
+                    flush=True,
+                )
     if arguments.out:
         arguments.out.write_text(json.dumps(records), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--slices", type=Path, required=True)
     parser.add_argument("--split", default="val")
     parser.add_argument("--prior", type=Path, default=None)

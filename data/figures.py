@@ -56,6 +56,15 @@ def _draw(ax: Axes, image: Tensor, window: tuple[float, float], title: str, aspe
     ax.set_yticks([])
 
 
+class _NotebookFigure(Figure):
+    """A figure that a notebook draws by itself, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        FigureCanvasAgg(self).print_png(buffer)
+        return buffer.getvalue()
+
+
 def _title(rec: Reconstruction) -> str:
     name = rec.solver or "reconstruction"
     return name if math.isnan(rec.residual) else f"{name}\nresidual {rec.residual:.2f} noise units"
@@ -71,7 +80,7 @@ def _aspect(rec: Reconstruction) -> float:
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _NotebookFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

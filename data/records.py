@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from treg_med.errors import GeometryError, NumericsError
+from treg_med.notice import RESEARCH_ONLY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from treg_med.operators.base import LinearOperator
 
 __all__ = ["RESEARCH_ONLY", "Geometry", "Measurement", "Reconstruction"]
-
-RESEARCH_ONLY = "For research use only. Not a medical device; not for diagnosis or treatment."
 
 
 @dataclass(frozen=True, eq=False)

@@ -127,7 +127,9 @@ class SliceSource(Protocol):
     def __enter__(self) -> Self:
         """Return itself."""
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the file."""
 
 

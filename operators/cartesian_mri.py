@@ -170,7 +170,7 @@ class CartesianMRI(LinearOperator):
 
     def _unshifted_conjugate(self, images: Tensor) -> Tensor:
         height, width = self.domain_shape
-        return torch.roll(images.conj(), (height // 2, width // 2), dims=(-2, -1)).resolve_conj()
+        return torch.roll(images, (height // 2, width // 2), dims=(-2, -1)).conj_physical_()
 
     def _cached(self, key: tuple[str, torch.dtype], build: Callable[[], Tensor]) -> Tensor:
         if key not in self._cache:

@@ -26,7 +26,7 @@ def _cells(path: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_paired_notebook_is_executed_and_up_to_date(source: Path) -> None:
     notebook = source.with_suffix(".ipynb")
-    assert _cells(notebook) == _cells(source), f"run: jupytext --sync {source.name}, then execute it"
+    assert _cells(notebook) == _cells(source), "run: python .ci/execute_notebooks.py"
     code = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     assert not any(output["output_type"] == "error" for cell in code for output in cell["outputs"])

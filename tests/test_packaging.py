@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 import zipfile
 from pathlib import Path
@@ -138,10 +138,11 @@ def test_help_is_fast_and_does_not_import_torch() -> None:
     )
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = os.times()
         out = _python(code)
-        seconds.append(time.perf_counter() - start)
+        end = os.times()
+        # Processor time of the child: the wall clock also counts whatever else the machine is doing.
+        seconds.append(end.children_user + end.children_system - start.children_user - start.children_system)
         assert "research use only" in out.lower()
         assert out.strip().endswith("False")
-    # The best of three: other programs may be running.
     assert min(seconds) < 1.0

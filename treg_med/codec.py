@@ -59,7 +59,9 @@ class ImageCodec:
     def encode(self, magnitude: Tensor) -> Tensor:
         """Return ``(n, 1, H', W')``, upright; leading dimensions are flattened into n."""
         if tuple(magnitude.shape[-2:]) != tuple(self.shape):
-            raise GeometryError(f"expected an image of shape {tuple(self.shape)}, got {tuple(magnitude.shape)}")
+            raise GeometryError(
+                f"expected an image of shape {tuple(self.shape)}, got {tuple(magnitude.shape)}"
+            )
         upright = self.to_upright(magnitude * self._scale(magnitude) * 2 - 1)
         rows, columns = upright.shape[-2:]
         return functional.pad(upright.reshape(-1, 1, rows, columns), self._padding(rows, columns), value=-1.0)

@@ -10,7 +10,9 @@ from treg_med.priors.base import Prediction, Prior
 __all__ = ["guided_prediction"]
 
 
-def guided_prediction(prior: Prior, latent: Tensor, timestep: int, text: Tensor, null: Tensor, guidance_scale: float) -> Prediction:
+def guided_prediction(
+    prior: Prior, latent: Tensor, timestep: int, text: Tensor, null: Tensor, guidance_scale: float
+) -> Prediction:
     r"""Noise and clean estimate under guidance, :math:`\epsilon_\varnothing + w (\epsilon_c - \epsilon_\varnothing)`.
 
     ``w = 1`` is the conditional prediction and ``w = 0`` the unconditional one, each with a single network pass.
@@ -35,4 +37,7 @@ def guided_prediction(prior: Prior, latent: Tensor, timestep: int, text: Tensor,
     both = prior.predict(torch.cat([latent, latent]), timestep, torch.cat([null, text]))
     noise_null, noise_text = both.noise.chunk(2)
     clean_null, clean_text = both.clean.chunk(2)
-    return Prediction(noise_null + guidance_scale * (noise_text - noise_null), clean_null + guidance_scale * (clean_text - clean_null))
+    return Prediction(
+        noise_null + guidance_scale * (noise_text - noise_null),
+        clean_null + guidance_scale * (clean_text - clean_null),
+    )

@@ -12,7 +12,9 @@ def test_encoder_inverts_the_decoder() -> None:
     z = torch.randn(2, 6, 8, 8)
     x = model.decode(z).sample
     assert (model.encode(x).latent_dist.mode() - z).abs().max() < 1e-5
-    assert (model.null_coefficients(z).abs().max()) > 1e-3, "the trained part must be active for this test to mean anything"
+    assert (model.null_coefficients(z).abs().max()) > 1e-3, (
+        "the trained part must be active for this test to mean anything"
+    )
 
 
 def test_all_coefficients_give_the_identity() -> None:

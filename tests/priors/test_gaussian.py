@@ -12,7 +12,10 @@ def _prior() -> GaussianPrior:
     generator = torch.Generator().manual_seed(0)
     factor = torch.randn(16, 16, generator=generator, dtype=torch.float64) / 4
     covariance = factor @ factor.T + 0.05 * torch.eye(16, dtype=torch.float64)
-    means = {"": torch.zeros(4, 4, dtype=torch.float64), "bright": torch.full((4, 4), 0.5, dtype=torch.float64)}
+    means = {
+        "": torch.zeros(4, 4, dtype=torch.float64),
+        "bright": torch.full((4, 4), 0.5, dtype=torch.float64),
+    }
     return GaussianPrior(means, covariance)
 
 
@@ -23,7 +26,10 @@ def test_clean_estimate_is_the_conditional_mean(timestep: int) -> None:
     a = prior.alphas_cumprod[timestep]
     mean = prior.embed(["bright", "bright"])
     system = a * prior.covariance + (1 - a) * torch.eye(16, dtype=torch.float64)
-    expected = mean.flatten(1) + (a.sqrt() * prior.covariance @ torch.linalg.solve(system, (z - a.sqrt() * mean).flatten(1).T)).T
+    expected = (
+        mean.flatten(1)
+        + (a.sqrt() * prior.covariance @ torch.linalg.solve(system, (z - a.sqrt() * mean).flatten(1).T)).T
+    )
     noise, clean = prior.predict(z, timestep, mean)
     assert torch.allclose(clean.flatten(1), expected, atol=1e-10)
     assert torch.allclose(a.sqrt() * clean + (1 - a).sqrt() * noise, z, atol=1e-10)

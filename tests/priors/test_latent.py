@@ -66,8 +66,28 @@ def test_loads_with_the_network_blocked(tiny_prior_folder: Path, monkeypatch: py
 
 
 def test_three_channel_autoencoder_of_another_layout(prior: LatentPrior) -> None:
-    vae = AutoencoderKL(in_channels=3, out_channels=3, latent_channels=2, block_out_channels=(8, 8, 8), norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, scaling_factor=0.3)
-    unet = UNet2DConditionModel(sample_size=8, in_channels=2, out_channels=2, block_out_channels=(16,), layers_per_block=1, down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), cross_attention_dim=256, attention_head_dim=4, norm_num_groups=4)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=2,
+        block_out_channels=(8, 8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        scaling_factor=0.3,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(16,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=256,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
     grey = LatentPrior(vae, unet, DDIMScheduler(), prior.text_encoder, prior.tokenizer)
     x = torch.rand(1, 1, 16, 16)
     assert grey.image_multiple == 4 and grey.prediction_type == "epsilon"

@@ -22,7 +22,9 @@ def _prior() -> GaussianPrior:
     index = torch.arange(SIDE, dtype=torch.float64)
     rows, columns = torch.meshgrid(index, index, indexing="ij")
     points = torch.stack([rows.flatten(), columns.flatten()], 1)
-    covariance = 0.12**2 * torch.exp(-torch.cdist(points, points) / 4) + 1e-5 * torch.eye(SIDE**2, dtype=torch.float64)
+    covariance = 0.12**2 * torch.exp(-torch.cdist(points, points) / 4) + 1e-5 * torch.eye(
+        SIDE**2, dtype=torch.float64
+    )
     envelope = torch.exp(-((points - 7.5).square().sum(1) / 60)).reshape(SIDE, SIDE)
     return GaussianPrior({"": envelope * 1.2 - 1, "dark": envelope * 0.4 - 1}, covariance)
 
@@ -42,18 +44,33 @@ def _posterior_mean(prior: GaussianPrior, operator: LinearOperator, y: Tensor, l
     data = torch.cat([y[0][operator.mask].real, y[0][operator.mask].imag])
     mean = (prior.means[0].flatten() + 1) / 2
     covariance = prior.covariance / 4
-    gain = covariance @ system.T @ torch.linalg.inv(system @ covariance @ system.T + NOISE**2 / 2 * torch.eye(len(data), dtype=torch.float64))
+    gain = (
+        covariance
+        @ system.T
+        @ torch.linalg.inv(
+            system @ covariance @ system.T + NOISE**2 / 2 * torch.eye(len(data), dtype=torch.float64)
+        )
+    )
     return ((mean + gain @ (data - system @ mean)) / level).reshape(SIDE, SIDE)
 
 
 def _case(seed: int) -> tuple[Measurement, Tensor, Tensor]:
     prior, operator = _prior(), _operator()
     generator = torch.Generator().manual_seed(seed)
-    x = prior.means[0].flatten() + torch.linalg.cholesky(prior.covariance) @ torch.randn(SIDE**2, generator=generator, dtype=torch.float64)
+    x = prior.means[0].flatten() + torch.linalg.cholesky(prior.covariance) @ torch.randn(
+        SIDE**2, generator=generator, dtype=torch.float64
+    )
     truth = (x.reshape(SIDE, SIDE) + 1) / 2
-    noise = complex_gaussian_noise(operator.range_shape, NOISE, generator=generator, dtype=torch.complex128) * operator.mask
+    noise = (
+        complex_gaussian_noise(operator.range_shape, NOISE, generator=generator, dtype=torch.complex128)
+        * operator.mask
+    )
     y = operator(truth.to(torch.complex128)) + noise
-    return Measurement(y=y, operator=operator, noise_std=NOISE), truth, _posterior_mean(prior, operator, y, 1.0)
+    return (
+        Measurement(y=y, operator=operator, noise_std=NOISE),
+        truth,
+        _posterior_mean(prior, operator, y, 1.0),
+    )
 
 
 DEFAULT = {name: getattr(TReg(), name) for name in ("prior_weight", "injected_noise", "trust")}
@@ -61,7 +78,9 @@ SAMPLING = {"prior_weight": 1.0, "injected_noise": 1.0, "trust": 1.0}
 
 
 def _solve(case: Measurement, seed: int = 0, **settings: object) -> Reconstruction:
-    return TReg(**{**SAMPLING, **settings})(case, prior=_prior(), text="", generator=torch.Generator().manual_seed(seed))
+    return TReg(**{**SAMPLING, **settings})(
+        case, prior=_prior(), text="", generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def _rms(x: Tensor) -> float:
@@ -88,19 +107,26 @@ def test_the_prior_improves_on_its_control() -> None:
     for seed in range(3):
         case, truth, _ = _case(seed)
         for use_prior in errors:
-            errors[use_prior] += _rms(_solve(case, start_timestep=400, steps=40, use_prior=use_prior).image.abs() - truth)
+            errors[use_prior] += _rms(
+                _solve(case, start_timestep=400, steps=40, use_prior=use_prior).image.abs() - truth
+            )
     assert errors[True] < errors[False]
 
 
 def test_residual_is_at_the_noise_level() -> None:
-    residuals = [_solve(_case(seed)[0], **settings).residual for seed in range(3) for settings in ({}, DEFAULT)]
+    residuals = [
+        _solve(_case(seed)[0], **settings).residual for seed in range(3) for settings in ({}, DEFAULT)
+    ]
     assert all(0.9 < residual < 1.1 for residual in residuals)
 
 
 def test_text_moves_the_image_only_where_the_data_leave_it_free() -> None:
     case, _, _ = _case(0)
     solver = TReg(**SAMPLING, start_timestep=400, steps=20)
-    images = [solver(case, prior=_prior(), text=text, generator=torch.Generator().manual_seed(0)).image for text in ("", "dark")]
+    images = [
+        solver(case, prior=_prior(), text=text, generator=torch.Generator().manual_seed(0)).image
+        for text in ("", "dark")
+    ]
     change = images[1] - images[0]
     assert float(change.abs().max()) > 1e-3
     operator = case.operator

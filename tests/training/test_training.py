@@ -25,7 +25,9 @@ def slice_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("slices") / "slices.h5"
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:64, :64]
-    images = np.stack([200 * np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / 200) for r, c in rng.uniform(20, 44, (12, 2))])
+    images = np.stack(
+        [200 * np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / 200) for r, c in rng.uniform(20, 44, (12, 2))]
+    )
     with h5py.File(path, "w") as file:
         file["images"] = images.astype(np.uint8)
         file["lesion_masks"] = (images > 190).astype(np.uint8)
@@ -46,7 +48,9 @@ def test_slices_of_a_split_and_their_weights(slice_file: Path) -> None:
     train = CaptionedSlices.load(slice_file, "train", focus_share=0.5)
     assert len(train) == 10 and train.images.shape == (10, 1, 64, 64)
     assert float(train.weights[:8].sum()) == pytest.approx(0.5)
-    assert train.attributes[0] == SliceAttributes(contrast="T1w", plane="axial", disease="multiple sclerosis", lesions="few")
+    assert train.attributes[0] == SliceAttributes(
+        contrast="T1w", plane="axial", disease="multiple sclerosis", lesions="few"
+    )
     assert len(CaptionedSlices.load(slice_file, "val", subjects_only="ms_")) == 0
 
 
@@ -61,7 +65,7 @@ def test_augmentation_moves_image_and_mask_together() -> None:
 
 
 def test_captions_say_what_survives_and_nothing_else() -> None:
-    rng = random.Random(0)
+    rng = random.Random(0)  # noqa: S311
     known = SliceAttributes("FLAIR", "axial", "stripped", "upper", "multiple sclerosis", "none", 53, "woman")
     for _ in range(50):
         sentence, said = render_caption(known, rng, 0.4)
@@ -70,13 +74,24 @@ def test_captions_say_what_survives_and_nothing_else() -> None:
         assert ("53" in sentence) == (said.age == 53)
     full, said = render_caption(known, rng, 0.0)
     assert said == known and len(said.classes()) == len(ATTRIBUTES)
-    assert parse_caption("x, lower third of the stack, 20-year-old man; 9 white-matter lesions", "T2w", "axial", "ms_lesion").lesions == "many"
+    assert (
+        parse_caption(
+            "x, lower third of the stack, 20-year-old man; 9 white-matter lesions",
+            "T2w",
+            "axial",
+            "ms_lesion",
+        ).lesions
+        == "many"
+    )
 
 
 def test_tokenizer_covers_the_grammar_without_unknowns() -> None:
-    known = [SliceAttributes(contrast=c, plane="axial", disease="glioma", lesions="many") for c in ATTRIBUTES["contrast"]]
+    known = [
+        SliceAttributes(contrast=c, plane="axial", disease="glioma", lesions="many")
+        for c in ATTRIBUTES["contrast"]
+    ]
     tokenizer = build_tokenizer(known, vocabulary_size=600)
-    rng = random.Random(1)
+    rng = random.Random(1)  # noqa: S311
     for _ in range(50):
         tokens = tokenizer(render_caption(rng.choice(known), rng)[0]).input_ids
         assert tokenizer.unk_token_id not in tokens and len(tokens) <= 48
@@ -86,7 +101,16 @@ def test_tokenizer_covers_the_grammar_without_unknowns() -> None:
 def test_autoencoder_training_beats_the_linear_decoder(slice_file: Path, tmp_path: Path) -> None:
     slices = CaptionedSlices.load(slice_file, "train")
     model = train_autoencoder(
-        slices, tmp_path / "a.ckpt", samples=800, patch_size=4, latent_channels=2, width=16, blocks=1, batch=8, crop=32, log=lambda _: None
+        slices,
+        tmp_path / "a.ckpt",
+        samples=800,
+        patch_size=4,
+        latent_channels=2,
+        width=16,
+        blocks=1,
+        batch=8,
+        crop=32,
+        log=lambda _: None,
     )
     trained, linear = round_trip_psnr(model, slices.images.float() / 255)
     assert trained.mean() > linear.mean() + 0.2
@@ -126,7 +150,9 @@ def test_schedules() -> None:
     assert 0.17 < (t >= 850).float().mean() < 0.22
 
 
-def test_denoiser_trains_resumes_and_exports(slice_file: Path, tmp_path: Path, tiny_prior_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_denoiser_trains_resumes_and_exports(
+    slice_file: Path, tmp_path: Path, tiny_prior_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoTokenizer, CLIPTextModel
 
     from treg_med.training import export
@@ -139,7 +165,17 @@ def test_denoiser_trains_resumes_and_exports(slice_file: Path, tmp_path: Path, t
 
     def run(samples: int) -> dict[str, float]:
         settings = DenoiserSettings(samples=samples, batch=4)
-        return train_denoiser(train, train, autoencoder, tokenizer, encoder, tmp_path / "denoiser.ckpt", settings, initial=build_denoiser(16, (16, 32)), log=lines.append)
+        return train_denoiser(
+            train,
+            train,
+            autoencoder,
+            tokenizer,
+            encoder,
+            tmp_path / "denoiser.ckpt",
+            settings,
+            initial=build_denoiser(16, (16, 32)),
+            log=lines.append,
+        )
 
     assert run(8)["samples"] == 8
     assert run(16)["samples"] == 16
@@ -155,7 +191,9 @@ def test_denoiser_trains_resumes_and_exports(slice_file: Path, tmp_path: Path, t
     assert json.loads((tmp_path / "prior" / "prior.json").read_text())["training"]["samples"] == 16
 
 
-def test_half_written_checkpoint_never_replaces_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_written_checkpoint_never_replaces_a_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = torch.nn.Linear(2, 2)
     optimizer, ema = torch.optim.AdamW(module.parameters()), Ema(module)
     save_state(tmp_path / "s", module, ema, optimizer, {"samples": 1})

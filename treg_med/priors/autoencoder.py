@@ -44,7 +44,6 @@ class _Residual(nn.Module):
         self.conv_out = nn.Conv2d(width, width, 3, padding=1)
         # A small last layer keeps a deep stack close to the identity at the start of training.
         nn.init.normal_(self.conv_out.weight, std=0.2 / (9 * width) ** 0.5)
-        nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv_out(functional.silu(self.conv_in(functional.silu(x))))
@@ -88,19 +87,22 @@ class NullSpaceAutoencoder(ModelMixin, ConfigMixin):
         super().__init__()
         size = patch_size**2
         if not 0 < latent_channels <= size:
-            raise ValueError(f"latent_channels must be in 1..{size} for {patch_size}x{patch_size} patches, got {latent_channels}")
+            raise ValueError(
+                f"latent_channels must be in 1..{size} for {patch_size}x{patch_size} patches, got {latent_channels}"
+            )
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("basis", torch.eye(size))
         self.register_buffer("deviation", torch.ones(size))
+        last = nn.Conv2d(width, max(size - latent_channels, 1), 3, padding=1)
+        # Training starts from the linear decoder.
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         self.null_decoder = nn.Sequential(
             nn.Conv2d(latent_channels, width, 3, padding=1),
             *[_Residual(width) for _ in range(blocks)],
             nn.SiLU(),
-            nn.Conv2d(width, max(size - latent_channels, 1), 3, padding=1),
+            last,
         )
-        last = self.null_decoder[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
 
     def set_basis(self, mean: Tensor, basis: Tensor, deviation: Tensor) -> None:
         """Fix the patch basis (see `patch_principal_components`)."""
@@ -108,13 +110,10 @@ class NullSpaceAutoencoder(ModelMixin, ConfigMixin):
         self.basis.copy_(basis)
         self.deviation.copy_(deviation)
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """Patch coefficients of an image ``(n, 1, H, W)`` as a distribution of zero width, ``(n, K, H/f, W/f)``."""
-        kept = self.config.latent_channels
+    def coefficients(self, x: Tensor) -> Tensor:
+        """E(x): coefficients ``(n, K, H/f, W/f)`` of an image ``(n, 1, H, W)``."""
         patches = functional.pixel_unshuffle(x, self.config.patch_size) - self.mean.view(1, -1, 1, 1)
-        z = functional.conv2d(patches, self.basis[:, :kept].T[:, :, None, None])
-        posterior = DiagonalGaussianDistribution(torch.cat([z, torch.zeros_like(z)], 1), deterministic=True)
-        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+        return functional.conv2d(patches, self.basis[:, : self.config.latent_channels].T[:, :, None, None])
 
     def null_coefficients(self, z: Tensor) -> Tensor:
         """Coefficients that the encoder drops, predicted from those it keeps."""
@@ -124,13 +123,25 @@ class NullSpaceAutoencoder(ModelMixin, ConfigMixin):
         inner = self.null_decoder(z / self.deviation[:kept].view(1, -1, 1, 1))
         return inner * self.deviation[kept:].view(1, -1, 1, 1)
 
-    def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> DecoderOutput | tuple[Tensor]:
-        """Image ``(n, 1, H, W)`` of coefficients ``(n, K, H/f, W/f)``."""
-        coefficients = torch.cat([z, self.null_coefficients(z)], 1)
-        patches = functional.conv2d(coefficients, self.basis[:, :, None, None]) + self.mean.view(1, -1, 1, 1)
-        x = functional.pixel_shuffle(patches, self.config.patch_size)
+    def image(self, z: Tensor, null: Tensor | None = None) -> Tensor:
+        """D(z): image ``(n, 1, H, W)`` of coefficients; ``null`` replaces the predicted ones that the encoder drops."""
+        every = torch.cat([z, self.null_coefficients(z) if null is None else null], 1)
+        patches = functional.conv2d(every, self.basis[:, :, None, None]) + self.mean.view(1, -1, 1, 1)
+        return functional.pixel_shuffle(patches, self.config.patch_size)
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """Encode as diffusers' ``AutoencoderKL`` does: a distribution of zero width at E(x)."""
+        z = self.coefficients(x)
+        posterior = DiagonalGaussianDistribution(torch.cat([z, torch.zeros_like(z)], 1), deterministic=True)
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def decode(
+        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Decode as diffusers' ``AutoencoderKL`` does: D(z)."""
+        x = self.image(z)
         return DecoderOutput(sample=x) if return_dict else (x,)
 
     def forward(self, x: Tensor) -> Tensor:
         """Round trip D(E(x))."""
-        return self.decode(self.encode(x).latent_dist.mode()).sample
+        return self.image(self.coefficients(x))

@@ -28,10 +28,16 @@ def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 def _open(folder: Path, load: Callable[[Path, torch.dtype], Any], dtype: torch.dtype) -> Any:
     if not folder.is_dir():
-        raise ResourceError(f"expected the component folder {folder.name!r} in the prior's folder, got none; a prior has vae/, unet/ and scheduler/")
+        raise ResourceError(
+            f"expected the component folder {folder.name!r} in the prior's folder, got none; "
+            "a prior has vae/, unet/ and scheduler/"
+        )
     pickled = [p.name for pattern in ("*.bin", "*.ckpt", "*.pt") for p in folder.glob(pattern)]
     if pickled and not any(folder.glob("*.safetensors")):
-        raise UnsafeFileError(f"expected safetensors in {folder.name}/, got only {pickled[0]}, which would have to be unpickled; convert it to safetensors")
+        raise UnsafeFileError(
+            f"expected safetensors in {folder.name}/, got only {pickled[0]}, which would have to be unpickled; "
+            "convert it to safetensors"
+        )
     try:
         return load(folder, dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -45,7 +51,7 @@ def _class_name(folder: Path) -> str:
 
 
 def _variant(folder: Path) -> dict[str, Any]:
-    """diffusers asks for the name of a half-precision variant when that is the only one."""
+    """Name the half-precision variant where it is the only one, as diffusers asks for."""
     plain = [p for p in folder.glob("*.safetensors") if ".fp16" not in p.name]
     return {"variant": "fp16"} if not plain and any(folder.glob("*.fp16*.safetensors")) else {}
 
@@ -60,13 +66,17 @@ def _autoencoder(folder: Path, dtype: torch.dtype) -> Any:
     cls = known.get(name) or getattr(diffusers, name or "AutoencoderKL", None)
     if cls is None:
         raise FormatError(f"expected an autoencoder class of diffusers in vae/config.json, got {name!r}")
-    return cls.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(folder))
+    return cls.from_pretrained(
+        folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(folder)
+    )
 
 
 def _denoiser(folder: Path, dtype: torch.dtype) -> Any:
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(folder))
+    return UNet2DConditionModel.from_pretrained(
+        folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(folder)
+    )
 
 
 def _scheduler(folder: Path, dtype: torch.dtype) -> Any:
@@ -80,7 +90,9 @@ def _text_encoder(folder: Path, dtype: torch.dtype) -> Any:
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     cls = CLIPTextModel if config.model_type.startswith("clip") else AutoModel
-    return cls.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(folder))
+    return cls.from_pretrained(
+        folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(folder)
+    )
 
 
 def _tokenizer(folder: Path, dtype: torch.dtype) -> Any:

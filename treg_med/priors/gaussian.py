@@ -39,7 +39,10 @@ class GaussianPrior:
         self.means = torch.stack([means[text] for text in self.texts])
         size = self.means[0].numel()
         if covariance.shape != (size, size):
-            raise GeometryError(f"expected a covariance ({size}, {size}) for images {tuple(self.means[0].shape)}, got {tuple(covariance.shape)}")
+            raise GeometryError(
+                f"expected a covariance ({size}, {size}) for images {tuple(self.means[0].shape)}, "
+                f"got {tuple(covariance.shape)}"
+            )
         self.covariance = covariance
         self._variances, self._vectors = torch.linalg.eigh(covariance.double())
         steps = torch.arange(1, 1001, dtype=torch.float64) / 1000

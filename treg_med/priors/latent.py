@@ -42,16 +42,28 @@ class LatentPrior:
         Where the prior came from.
     """
 
-    def __init__(self, vae: Any, unet: Any, scheduler: Any, text_encoder: Any = None, tokenizer: Any = None, card: dict[str, Any] | None = None, source: str = "") -> None:
+    def __init__(
+        self,
+        vae: Any,
+        unet: Any,
+        scheduler: Any,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        card: dict[str, Any] | None = None,
+        source: str = "",
+    ) -> None:
         if not hasattr(scheduler, "alphas_cumprod"):
-            raise ConfigError(f"expected a discrete diffusion scheduler with alphas_cumprod, got {type(scheduler).__name__}; flow-matching priors are not supported")
+            raise ConfigError(
+                f"expected a discrete diffusion scheduler with alphas_cumprod, got {type(scheduler).__name__}; "
+                "flow-matching priors are not supported"
+            )
         self.prediction_type = str(scheduler.config.get("prediction_type", "epsilon"))
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ConfigError(f"expected prediction_type epsilon, v_prediction or sample, got {self.prediction_type!r}")
         self.vae = vae.eval()
         self.unet = unet.eval()
         self.scheduler = scheduler
-        self.text_encoder = None if text_encoder is None else text_encoder.eval()
+        self.text_encoder: Any = None if text_encoder is None else text_encoder.eval()
         self.tokenizer = tokenizer
         self.card = card or {}
         self.source = source
@@ -61,7 +73,13 @@ class LatentPrior:
         self._embedded: dict[str, Tensor] = {}
 
     @classmethod
-    def from_pretrained(cls, path: str | Path | None = None, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> LatentPrior:
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> LatentPrior:
         """Open the embedded default prior, or any folder with ``vae/``, ``unet/``, ``scheduler/`` and text parts.
 
         Only safetensors are read and nothing is ever downloaded.
@@ -79,7 +97,10 @@ class LatentPrior:
 
         folder = DEFAULT_PRIOR if path is None else Path(path)
         if not folder.is_dir():
-            raise ResourceError(f"expected a folder of a latent diffusion prior, got {str(folder)!r}, which is not there; pass the folder that holds vae/ and unet/")
+            raise ResourceError(
+                f"expected a folder of a latent diffusion prior, got {str(folder)!r}, which is not there; "
+                "pass the folder that holds vae/ and unet/"
+            )
         card = _read_card(folder)
         parts = load_components(folder, dtype)
         return cls(**parts, card=card, source=str(path) if path is not None else "default").to(device)
@@ -130,7 +151,13 @@ class LatentPrior:
             raise ConfigError("this prior has no text encoder; use another prior or no text conditioning")
         for entry in texts:
             if entry not in self._embedded:
-                tokens = self.tokenizer(entry, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt")
+                tokens = self.tokenizer(
+                    entry,
+                    padding="max_length",
+                    max_length=self.max_tokens,
+                    truncation=True,
+                    return_tensors="pt",
+                )
                 with torch.no_grad():
                     states = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
                 self._embedded[entry] = states[0].float()
@@ -160,7 +187,9 @@ class LatentPrior:
     def predict(self, latent: Tensor, timestep: int, condition: Tensor) -> Prediction:
         """Return noise and clean latent of ``z_t`` at a timestep, whatever the network predicts."""
         steps = torch.full((len(latent),), int(timestep), device=latent.device)
-        output = self.unet(latent.to(self.unet.dtype), steps, encoder_hidden_states=condition.to(self.unet.dtype)).sample.float()
+        output = self.unet(
+            latent.to(self.unet.dtype), steps, encoder_hidden_states=condition.to(self.unet.dtype)
+        ).sample.float()
         alpha = self.alphas_cumprod[int(timestep)].to(latent)
         signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
         if self.prediction_type == "v_prediction":
@@ -193,10 +222,15 @@ class LatentPrior:
         return torch.tensor(shift).to(like), torch.tensor(scale).to(like)
 
     def _facts(self) -> list[tuple[str, str]]:
-        parameters = sum(p.numel() for m in (self.vae, self.unet, self.text_encoder) if m is not None for p in m.parameters())
+        parameters = sum(
+            p.numel() for m in (self.vae, self.unet, self.text_encoder) if m is not None for p in m.parameters()
+        )
         return [
             ("source", self.source),
-            ("latent", f"{self.unet.config.in_channels} channels at 1/{self.vae_factor} resolution, {self.prediction_type}"),
+            (
+                "latent",
+                f"{self.unet.config.in_channels} channels at 1/{self.vae_factor} resolution, {self.prediction_type}",
+            ),
             ("text", "none" if self.text_encoder is None else f"{self.max_tokens} tokens"),
             ("parameters", f"{parameters / 1e6:.1f} million"),
             ("trained on", str(self.card.get("summary", "unknown"))),
@@ -228,7 +262,9 @@ def _read_card(folder: Path) -> dict[str, Any]:
     try:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FormatError(f"expected JSON in {path.name} of the prior, got an unreadable file ({error}); copy the prior again") from error
+        raise FormatError(
+            f"expected JSON in {path.name} of the prior, got an unreadable file ({error}); copy the prior again"
+        ) from error
     for name, expected in card.get("sha256", {}).items():
         part = folder / name
         if not part.resolve().is_relative_to(folder.resolve()):

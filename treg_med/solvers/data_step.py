@@ -80,7 +80,9 @@ class PhaseAwareDataStep:
         self.max_iter = max_iter
         self.rtol = rtol
 
-    def __call__(self, magnitude: Tensor, phase: CarriedPhase, error_std: Tensor, start: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, magnitude: Tensor, phase: CarriedPhase, error_std: Tensor, start: Tensor | None = None
+    ) -> Tensor:
         """Return the complex image ``(*batch, H, W)`` for a magnitude with error ``error_std`` ``(*batch,)``."""
         weight = (self.noise_std / error_std.clamp_min(1e-6)).square()
         along, across = per_image(weight), per_image(torch.where(phase.smooth, weight / _ACROSS**2, weight))
@@ -92,5 +94,7 @@ class PhaseAwareDataStep:
 
         guess = magnitude * rotation if start is None else start
         residual = self.backprojected + along * magnitude * rotation - self.gram(guess) - pull(guess)
-        step = conjugate_gradient(lambda x: self.gram(x) + pull(x), residual, max_iter=self.max_iter, rtol=self.rtol)
+        step = conjugate_gradient(
+            lambda x: self.gram(x) + pull(x), residual, max_iter=self.max_iter, rtol=self.rtol
+        )
         return guess + step.x

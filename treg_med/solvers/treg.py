@@ -40,7 +40,7 @@ class TReg(Solver):
     classical reconstruction noised to `start_timestep`, or from pure noise. A last step in pixel space brings the
     image to the noise level of the data, so the decoder's error never stays in the result.
 
-    Kim, Chung, Park, Ye: Regularization by Texts for Latent Diffusion Inverse Solvers, ICLR 2025, arXiv 2311.15658.
+    Kim, Park, Chung, Ye: Regularization by Texts for Latent Diffusion Inverse Solvers, ICLR 2025, arXiv 2311.15658.
     Adaptive negation of the empty prompt is not part of this preset.
     """
 
@@ -60,14 +60,30 @@ class TReg(Solver):
     }
 
     start: str = setting("classical", choices=("classical", "noise"), help="initial latent")
-    start_timestep: int = setting(40, minimum=1, maximum=999, help="timestep the classical start is noised to")
+    start_timestep: int = setting(
+        40, minimum=1, maximum=999, help="timestep the classical start is noised to"
+    )
     steps: int = setting(4, minimum=1, maximum=1000, help="diffusion steps")
     guidance_scale: float = setting(1.0, minimum=0.0, maximum=30.0, help="w of classifier-free guidance")
-    prior_weight: float = setting(0.5, above=0.0, maximum=1.0, help="share of the prior's estimate in each step; the rest is the current image")
+    prior_weight: float = setting(
+        0.5,
+        above=0.0,
+        maximum=1.0,
+        help="share of the prior's estimate in each step; the rest is the current image",
+    )
     data_every: int = setting(1, minimum=1, help="a data step every that many diffusion steps")
-    trust: float = setting(0.3, above=0.0, help="multiplies the prior's error tau_t: larger trusts the data more")
-    noise_memory: float | None = setting(None, minimum=0.0, maximum=1.0, help="share c_n of predicted noise kept; None is sqrt(1 - a')")
-    injected_noise: float = setting(0.0, minimum=0.0, maximum=1.0, help="scales all noise added to the latent; 0 is deterministic plug-and-play")
+    trust: float = setting(
+        0.3, above=0.0, help="multiplies the prior's error tau_t: larger trusts the data more"
+    )
+    noise_memory: float | None = setting(
+        None, minimum=0.0, maximum=1.0, help="share c_n of predicted noise kept; None is sqrt(1 - a')"
+    )
+    injected_noise: float = setting(
+        0.0,
+        minimum=0.0,
+        maximum=1.0,
+        help="scales all noise added to the latent; 0 is deterministic plug-and-play",
+    )
     phase_width: float = setting(4.0, minimum=0.0, help="low-pass width of the phase in pixels")
     data_iterations: int = setting(8, minimum=1, help="conjugate-gradient iterations of a data step")
     use_prior: bool = setting(True, help="False is the control: the same pipeline with the network removed")
@@ -97,7 +113,9 @@ class TReg(Solver):
             if after is None:
                 break
             if step % self.data_every == 0:
-                image = data(magnitude, phase, self.trust * prior.error_std(now) / 2 / torch.as_tensor(codec.scale))
+                image = data(
+                    magnitude, phase, self.trust * prior.error_std(now) / 2 / torch.as_tensor(codec.scale)
+                )
                 phase = phase.refined(image)
                 magnitude = phase.along(image)
             problem.log("treg", step + 1, len(timesteps), timestep=now, residual=problem.residual(image))
@@ -124,7 +142,13 @@ class TReg(Solver):
         return alpha**0.5 * clean + self.injected_noise * (1 - alpha) ** 0.5 * noise
 
     def _prior_step(
-        self, problem: Problem, prior: Prior, latent: Tensor, timestep: int, condition: tuple[Tensor, Tensor], image: Tensor
+        self,
+        problem: Problem,
+        prior: Prior,
+        latent: Tensor,
+        timestep: int,
+        condition: tuple[Tensor, Tensor],
+        image: Tensor,
     ) -> Prediction:
         """Noise and clean latent; the control passes the current image on instead."""
         if not self.use_prior:
@@ -134,7 +158,9 @@ class TReg(Solver):
         noise, clean = guided_prediction(prior, latent, timestep, *condition, self.guidance_scale)
         return Prediction(noise, torch.lerp(prior.encode(image), clean, self.prior_weight))
 
-    def _renoise(self, problem: Problem, prior: Prior, image: Tensor, prediction: Prediction, timestep: int) -> Tensor:
+    def _renoise(
+        self, problem: Problem, prior: Prior, image: Tensor, prediction: Prediction, timestep: int
+    ) -> Tensor:
         alpha = float(prior.alphas_cumprod[timestep])
         mixed = alpha * prior.encode(image) + (1 - alpha) * prediction.clean
         memory = math.sqrt(1 - alpha) if self.noise_memory is None else self.noise_memory
@@ -167,7 +193,9 @@ def _shared_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return noise.to(like.device).expand_as(like)
 
 
-def _to_noise_level(problem: Problem, data: PhaseAwareDataStep, magnitude: Tensor, phase: CarriedPhase) -> Tensor:
+def _to_noise_level(
+    problem: Problem, data: PhaseAwareDataStep, magnitude: Tensor, phase: CarriedPhase
+) -> Tensor:
     r"""Move the prior's image towards the data until its residual is one noise unit (discrepancy principle).
 
     The proximal weight is found per batch item by bisection on its logarithm; an image that already fits the data to

@@ -9,7 +9,10 @@ import torch
 import typer
 
 app = typer.Typer(add_completion=False, help="Train a prior step by step; every step resumes from its checkpoint.")
-Slices = Annotated[Path, typer.Option(help="HDF5 of captioned slices (images, captions, contrast, plane, finding, subject, split).")]
+Slices = Annotated[
+    Path,
+    typer.Option(help="HDF5 of captioned slices (images, captions, contrast, plane, finding, subject, split)."),
+]
 Work = Annotated[Path, typer.Option(help="Folder of checkpoints and trained parts.")]
 Minutes = Annotated[float, typer.Option(help="Wall-clock budget.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
@@ -20,18 +23,33 @@ def _say(line: str) -> None:
 
 
 @app.command()
-def autoencoder(slices: Slices, work: Work, samples: int = 25_000, threads: Threads = 1, patch: int = 8, channels: int = 48) -> None:
+def autoencoder(
+    slices: Slices,
+    work: Work,
+    samples: int = 25_000,
+    threads: Threads = 1,
+    patch: int = 8,
+    channels: int = 48,
+) -> None:
     """Fit the patch basis and train the null-space decoder."""
     from treg_med.training.autoencoder import round_trip_psnr, train_autoencoder
     from treg_med.training.slices import CaptionedSlices
 
     torch.set_num_threads(threads)
     train = CaptionedSlices.load(slices, "train", focus_share=0.6)
-    model = train_autoencoder(train, work / "autoencoder.ckpt", samples=samples, patch_size=patch, latent_channels=channels, log=_say)
+    model = train_autoencoder(
+        train,
+        work / "autoencoder.ckpt",
+        samples=samples,
+        patch_size=patch,
+        latent_channels=channels,
+        log=_say,
+    )
     model.save_pretrained(work / "vae", safe_serialization=True)
     images = CaptionedSlices.load(slices, "val", subjects_only="ms_").images[::6].float() / 255
     trained, linear = round_trip_psnr(model, images)
-    _say(f"round trip {trained.mean():.2f} dB (worst {trained.min():.2f}); linear {linear.mean():.2f} ({linear.min():.2f})")
+    _say(f"round trip {trained.mean():.2f} dB (worst {trained.min():.2f})")
+    _say(f"linear decoder {linear.mean():.2f} dB (worst {linear.min():.2f})")
 
 
 @app.command()
@@ -57,7 +75,9 @@ def denoiser(
     rate: float = 6e-4,
     minutes: Minutes = 1e9,
     threads: Threads = 1,
-    initial: Annotated[Path | None, typer.Option(help="Folder of a UNet to start from when there is no checkpoint.")] = None,
+    initial: Annotated[
+        Path | None, typer.Option(help="Folder of a UNet to start from when there is no checkpoint.")
+    ] = None,
 ) -> None:
     """Train the denoiser on the parts of the two other steps."""
     from diffusers import UNet2DConditionModel
@@ -85,7 +105,12 @@ def denoiser(
 
 
 @app.command()
-def export(slices: Slices, work: Work, target: Annotated[Path, typer.Option(help="Prior folder to write.")], threads: Threads = 1) -> None:
+def export(
+    slices: Slices,
+    work: Work,
+    target: Annotated[Path, typer.Option(help="Prior folder to write.")],
+    threads: Threads = 1,
+) -> None:
     """Assemble the trained parts into a prior folder with its card."""
     import json
 

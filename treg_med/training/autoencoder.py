@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from treg_med.priors.autoencoder import NullSpaceAutoencoder, patch_principal_components
 from treg_med.training.checkpoint import Ema, load_state, save_state
@@ -19,9 +18,14 @@ __all__ = ["build_autoencoder", "round_trip_psnr", "train_autoencoder"]
 
 
 def build_autoencoder(
-    slices: CaptionedSlices, generator: torch.Generator, patch_size: int, latent_channels: int, width: int = 96, blocks: int = 4
+    slices: CaptionedSlices,
+    generator: torch.Generator,
+    patch_size: int,
+    latent_channels: int,
+    width: int = 96,
+    blocks: int = 4,
 ) -> NullSpaceAutoencoder:
-    """An untrained autoencoder with the patch basis of 600 augmented slices and unit mean latent variance."""
+    """Build an untrained autoencoder with the patch basis of 600 augmented slices and unit mean latent variance."""
     chosen = slices.draw(600, generator)
     images, _ = augment(slices.images[chosen].float() / 255, slices.masks[chosen].float(), generator)
     mean, basis, deviation = patch_principal_components(images * 2 - 1, patch_size)
@@ -84,18 +88,21 @@ def _crops(slices: CaptionedSlices, generator: torch.Generator, batch: int, crop
     images, _ = augment(slices.images[chosen].float() / 255, slices.masks[chosen].float(), generator)
     spare = images.shape[-1] - crop
     corners = torch.randint(0, spare + 1, (batch, 2), generator=generator).tolist()
-    return torch.stack([image[:, r : r + crop, c : c + crop] for image, (r, c) in zip(images, corners, strict=True)]) * 2 - 1
+    return (
+        torch.stack([image[:, r : r + crop, c : c + crop] for image, (r, c) in zip(images, corners, strict=True)]) * 2
+        - 1
+    )
 
 
 @torch.no_grad()
 def round_trip_psnr(model: NullSpaceAutoencoder, images: Tensor) -> tuple[Tensor, Tensor]:
-    """PSNR in dB of ``clamp(D(E(x)))`` per image of ``(n, 1, H, W)`` in [0, 1], range 1: trained and linear decoder."""
+    """Return the PSNR in dB, range 1, of ``clamp(D(E(x)))`` per image ``(n, 1, H, W)``: trained and linear decoder."""
     results: list[list[Tensor]] = [[], []]
+    dropped = model.config.patch_size**2 - model.config.latent_channels
     for x in images.split(8):
-        z = model.encode(x * 2 - 1).latent_dist.mode()
-        linear = torch.cat([z, torch.zeros(len(z), model.config.patch_size**2 - z.shape[1], *z.shape[2:])], 1)
-        patches = functional.conv2d(linear, model.basis[:, :, None, None]) + model.mean.view(1, -1, 1, 1)
-        for out, decoded in zip(results, (model.decode(z).sample, functional.pixel_shuffle(patches, model.config.patch_size)), strict=True):
+        z = model.coefficients(x * 2 - 1)
+        linear = model.image(z, torch.zeros(len(z), dropped, *z.shape[2:]))
+        for out, decoded in zip(results, (model.image(z), linear), strict=True):
             error = ((decoded + 1) / 2).clamp(0, 1) - x
             out.append(-10 * error.pow(2).mean((1, 2, 3)).log10())
     return torch.cat(results[0]), torch.cat(results[1])

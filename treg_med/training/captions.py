@@ -39,12 +39,30 @@ _PLANE = {
     "coronal": ("coronal",),
     "sagittal": ("sagittal",),
 }
-_ORGAN = ("brain MRI", "MRI of the brain", "brain MR image", "head MRI", "cranial MRI", "brain MRI slice", "MR scan of the head")
+_ORGAN = (
+    "brain MRI",
+    "MRI of the brain",
+    "brain MR image",
+    "head MRI",
+    "cranial MRI",
+    "brain MRI slice",
+    "MR scan of the head",
+)
 _DISEASE = {
-    "multiple sclerosis": ("multiple sclerosis", "MS", "relapsing-remitting multiple sclerosis", "demyelinating disease"),
+    "multiple sclerosis": (
+        "multiple sclerosis",
+        "MS",
+        "relapsing-remitting multiple sclerosis",
+        "demyelinating disease",
+    ),
     "glioma": ("showing a glioma", "with a glioma", "glioma", "with a glial tumour"),
     "meningioma": ("showing a meningioma", "with a meningioma", "meningioma"),
-    "pituitary tumour": ("showing a pituitary tumour", "with a pituitary adenoma", "pituitary tumor", "with a pituitary tumour"),
+    "pituitary tumour": (
+        "showing a pituitary tumour",
+        "with a pituitary adenoma",
+        "pituitary tumor",
+        "with a pituitary tumour",
+    ),
     "healthy": ("healthy volunteer", "normal brain", "no abnormality", "healthy subject"),
 }
 _NO_LESION = ("no segmented lesion in this slice", "no lesion", "without lesions", "no white-matter lesion")
@@ -78,7 +96,9 @@ def parse_caption(caption: str, contrast: str, plane: str, finding: str) -> Slic
     level = re.search(r"(lower|middle|upper) third", caption)
     age = re.search(r"(\d+)-year-old", caption)
     sex = re.search(r"\b(woman|man)\b", caption)
-    disease = {"glioma": "glioma", "meningioma": "meningioma", "pituitary": "pituitary tumour"}.get(finding, "multiple sclerosis")
+    disease = {"glioma": "glioma", "meningioma": "meningioma", "pituitary": "pituitary tumour"}.get(
+        finding, "multiple sclerosis"
+    )
     return SliceAttributes(
         contrast=contrast,
         plane=plane,
@@ -91,7 +111,9 @@ def parse_caption(caption: str, contrast: str, plane: str, finding: str) -> Slic
     )
 
 
-def render_caption(slice_: SliceAttributes, rng: random.Random, clause_dropout: float = 0.15) -> tuple[str, SliceAttributes]:
+def render_caption(
+    slice_: SliceAttributes, rng: random.Random, clause_dropout: float = 0.15
+) -> tuple[str, SliceAttributes]:
     """One random sentence for the attributes, and the attributes that survived the dropped clauses.
 
     Parameters
@@ -109,7 +131,11 @@ def render_caption(slice_: SliceAttributes, rng: random.Random, clause_dropout: 
             kept[name] = SliceAttributes.__dataclass_fields__[name].default
     said = SliceAttributes(**kept)
 
-    head = [rng.choice(table[value]) for table, value in ((_PLANE, said.plane), (_CONTRAST, said.contrast)) if value in table]
+    head = [
+        rng.choice(table[value])
+        for table, value in ((_PLANE, said.plane), (_CONTRAST, said.contrast))
+        if value in table
+    ]
     if len(head) == 2 and rng.random() < 0.3:
         head.reverse()
     clauses = [_skull(said, rng), _level(said, rng), _subject(said, rng)]
@@ -128,7 +154,11 @@ def _skull(said: SliceAttributes, rng: random.Random) -> str:
 
 
 def _level(said: SliceAttributes, rng: random.Random) -> str:
-    return rng.choice(("{} third of the stack", "{} third", "{} part of the head")).format(said.level) if said.level != UNKNOWN else ""
+    return (
+        rng.choice(("{} third of the stack", "{} third", "{} part of the head")).format(said.level)
+        if said.level != UNKNOWN
+        else ""
+    )
 
 
 def _subject(said: SliceAttributes, rng: random.Random) -> str:
@@ -147,9 +177,21 @@ def _lesions(said: SliceAttributes, rng: random.Random) -> str:
         return rng.choice(_NO_LESION)
     if said.lesions == "few":
         count = rng.randint(1, 5)
-        return rng.choice((f"{count} white-matter lesion{'s' * (count > 1)}", "few white-matter lesions", "a small white-matter lesion"))
+        return rng.choice(
+            (
+                f"{count} white-matter lesion{'s' * (count > 1)}",
+                "few white-matter lesions",
+                "a small white-matter lesion",
+            )
+        )
     if said.lesions == "many":
-        return rng.choice((f"{rng.randint(6, 20)} white-matter lesions", "many white-matter lesions", "multiple hyperintense lesions"))
+        return rng.choice(
+            (
+                f"{rng.randint(6, 20)} white-matter lesions",
+                "many white-matter lesions",
+                "multiple hyperintense lesions",
+            )
+        )
     return ""
 
 
@@ -164,10 +206,11 @@ def _typography(sentence: str, rng: random.Random) -> str:
 def vocabulary() -> Sequence[str]:
     """Words beyond the grammar that a user may write; the tokenizer learns them whole."""
     return (
-        "magnetic resonance imaging scan slice image of with without and the in on a an contrast weighted proton density PD "
-        "SWI DWI ADC MPRAGE TSE GRE EPI 3D 2D tesla 1.5T 3T left right frontal parietal temporal occipital cerebellum brainstem "
-        "ventricles cortex white grey gray matter hemisphere lobe anterior posterior superior inferior tumour tumor oedema edema "
-        "stroke infarct haemorrhage hemorrhage bleed cyst atrophy aneurysm metastasis hydrocephalus lesion lesions hyperintense "
-        "hypointense small large medium multiple single no normal abnormal healthy male female child adult elderly patient "
-        "knee chest abdomen pelvis spine CT computed tomography"
+        "magnetic resonance imaging scan slice image of with without and the in on a an contrast weighted "
+        "proton density PD SWI DWI ADC MPRAGE TSE GRE EPI 3D 2D tesla 1.5T 3T left right frontal parietal "
+        "temporal occipital cerebellum brainstem ventricles cortex white grey gray matter hemisphere lobe "
+        "anterior posterior superior inferior tumour tumor oedema edema stroke infarct haemorrhage hemorrhage "
+        "bleed cyst atrophy aneurysm metastasis hydrocephalus lesion lesions hyperintense hypointense small "
+        "large medium multiple single no normal abnormal healthy male female child adult elderly patient knee "
+        "chest abdomen pelvis spine CT computed tomography "
     ).split()

@@ -46,7 +46,9 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) -
     return out
 
 
-def save_state(path: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, numbers: dict[str, Any]) -> None:
+def save_state(
+    path: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, numbers: dict[str, Any]
+) -> None:
     """Write the whole training state atomically to ``path`` (safetensors) and its numbers beside it."""
     tensors = {f"module/{n}": t.detach().clone().contiguous() for n, t in module.state_dict().items()}
     tensors |= {f"ema/{n}": t.contiguous() for n, t in ema.shadow.items()}
@@ -68,7 +70,9 @@ def load_state(path: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.O
     ema.shadow = {n.removeprefix("ema/"): t for n, t in tensors.items() if n.startswith("ema/")}
     ema.steps = numbers["ema_steps"]
     for name, parameter in ((n, p) for n, p in module.named_parameters() if p.requires_grad):
-        state = {n.split("/")[1]: t for n, t in tensors.items() if n.startswith("optimizer/") and n.split("/", 2)[2] == name}
+        state = {
+            n.split("/")[1]: t for n, t in tensors.items() if n.startswith("optimizer/") and n.split("/", 2)[2] == name
+        }
         if state:
             optimizer.state[parameter] = state
     return numbers

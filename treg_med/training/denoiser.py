@@ -23,14 +23,22 @@ from treg_med.training.checkpoint import Ema, load_state, save_state
 from treg_med.training.slices import CaptionedSlices, augment
 from treg_med.training.text_encoder import MAX_TOKENS
 
-__all__ = ["CaptionBank", "DenoiserSettings", "averaged_denoiser", "build_denoiser", "build_scheduler", "latent_error", "train_denoiser"]
+__all__ = [
+    "CaptionBank",
+    "DenoiserSettings",
+    "averaged_denoiser",
+    "build_denoiser",
+    "build_scheduler",
+    "latent_error",
+    "train_denoiser",
+]
 
 
 CHANNELS = (64, 96, 160)
 
 
 def build_scheduler() -> DDIMScheduler:
-    """The noise schedule that training and every solver share."""
+    """Return the noise schedule that training and every solver share."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="squaredcos_cap_v2",
@@ -43,7 +51,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_denoiser(latent_channels: int, channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
-    """A small UNet for 32x32 latents with attention to the text at its coarsest level only."""
+    """Build a small UNet for 32x32 latents with attention to the text at its coarsest level only."""
     levels = len(channels)
     return UNet2DConditionModel(
         sample_size=32,
@@ -95,7 +103,13 @@ def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerFast, encoder: 
     """Last hidden states ``(n, tokens, width)`` of the frozen text encoder."""
     states = []
     for start in range(0, len(texts), 64):
-        tokens = tokenizer(texts[start : start + 64], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+        tokens = tokenizer(
+            texts[start : start + 64],
+            padding="max_length",
+            max_length=MAX_TOKENS,
+            truncation=True,
+            return_tensors="pt",
+        )
         states.append(encoder(tokens.input_ids).last_hidden_state)
     return torch.cat(states)
 
@@ -161,7 +175,11 @@ def train_denoiser(
     model = initial or build_denoiser(autoencoder.config.latent_channels)
     ema = Ema(model, 0.998)
     optimizer = torch.optim.AdamW(model.parameters(), settings.rate, betas=(0.9, 0.99), weight_decay=1e-2)
-    numbers: dict[str, Any] = {"samples": 0, "seconds": 0.0, "channels": list(model.config.block_out_channels)}
+    numbers: dict[str, Any] = {
+        "samples": 0,
+        "seconds": 0.0,
+        "channels": list(model.config.block_out_channels),
+    }
     if checkpoint.exists():
         numbers = load_state(checkpoint, model, ema, optimizer)
         log(f"resumed at {numbers['samples']} samples")
@@ -192,7 +210,7 @@ def train_denoiser(
 
 
 def averaged_denoiser(checkpoint: Path) -> tuple[UNet2DConditionModel, dict[str, Any]]:
-    """The averaged weights of a checkpoint, also of a run that is still going on, and its numbers."""
+    """Return the averaged weights of a checkpoint, also of a run that is still going on, and its numbers."""
     with safe_open(checkpoint, "pt") as file:
         numbers: dict[str, Any] = json.loads(file.metadata()["numbers"])
         weights = {name.removeprefix("ema/"): file.get_tensor(name) for name in file.keys() if name.startswith("ema/")}  # noqa: SIM118
@@ -213,7 +231,7 @@ def _loss(
     chosen = slices.draw(settings.batch, generator)
     images, masks = augment(slices.images[chosen].float() / 255, slices.masks[chosen].float(), generator)
     with torch.no_grad():
-        z = autoencoder.encode(images * 2 - 1).latent_dist.mode() * autoencoder.config.scaling_factor
+        z = autoencoder.coefficients(images * 2 - 1) * autoencoder.config.scaling_factor
     weight = 1 + settings.lesion_weight * functional.adaptive_max_pool2d(masks, z.shape[-2:])
     t = draw_timesteps(settings.batch, settings.low_noise_share, settings.high_noise_share, generator)
     noise = torch.randn(z.shape, generator=generator)
@@ -234,7 +252,7 @@ def latent_error(
     seed: int = 0,
 ) -> Tensor:
     """Squared error of the one-step clean estimate per slice, in units of the mean latent variance."""
-    z = autoencoder.encode(slices.images.float() / 127.5 - 1).latent_dist.mode() * autoencoder.config.scaling_factor
+    z = autoencoder.coefficients(slices.images.float() / 127.5 - 1) * autoencoder.config.scaling_factor
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
     alpha = build_scheduler().alphas_cumprod[timestep]
     noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
@@ -253,7 +271,7 @@ def _report(
     tokenizer: PreTrainedTokenizerFast,
     encoder: CLIPTextModel,
 ) -> str:
-    """Validation error of the averaged weights at a few noise levels; the live weights are restored."""
+    """Return the validation error of the averaged weights at noise levels; the live weights are restored."""
     live = {n: p.detach().clone() for n, p in model.named_parameters()}
     ema.copy_to(model)
     states = encode_texts(validation.captions, tokenizer, encoder)

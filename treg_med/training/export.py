@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors.latent import LatentPrior
 from treg_med.training.captions import SliceAttributes, render_caption
 from treg_med.training.slices import CaptionedSlices
@@ -22,8 +23,10 @@ TIMESTEPS = (1, 25, 50, 75, 100, 150, 200, 300, 400, 500, 600, 700, 800, 900, 99
 
 
 @torch.no_grad()
-def denoising_error(prior: LatentPrior, slices: CaptionedSlices, timesteps: tuple[int, ...] | None = None, seed: int = 0) -> dict[int, float]:
-    """Root-mean-square error per pixel, in [-1, 1] units, of the decoded one-step clean estimate with the right text."""
+def denoising_error(
+    prior: LatentPrior, slices: CaptionedSlices, timesteps: tuple[int, ...] | None = None, seed: int = 0
+) -> dict[int, float]:
+    """Return the rms error per pixel, in [-1, 1] units, of the decoded one-step clean estimate with the right text."""
     generator = torch.Generator().manual_seed(seed)
     images = slices.images.float() / 127.5 - 1
     out = {}
@@ -78,7 +81,7 @@ def export_prior(parts: Path, target: Path, train: CaptionedSlices, validation: 
         "error_std": {str(t): round(e, 6) for t, e in denoising_error(prior, train).items()},
         "metrics": _metrics(prior, validation),
         "words": _words(train.attributes),
-        "limits": "For research use only. Not a medical device; not for diagnosis or treatment. Few subjects: seven with multiple sclerosis.",
+        "limits": RESEARCH_ONLY + " Few subjects: seven with multiple sclerosis.",
     }
     files = sorted(p for p in staging.rglob("*") if p.is_file())
     card["sha256"] = {p.relative_to(staging).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
@@ -114,7 +117,9 @@ def _save_half(parts: Path, staging: Path) -> dict[str, float]:
     # The patch basis must stay orthonormal to working precision: the autoencoder is small and is kept in float32.
     NullSpaceAutoencoder.from_pretrained(parts / "vae").save_pretrained(staging / "vae")
     denoiser.half().save_pretrained(staging / "unet", max_shard_size="15MB")
-    CLIPTextModel.from_pretrained(parts / "text_encoder").half().save_pretrained(staging / "text_encoder", max_shard_size="15MB")
+    CLIPTextModel.from_pretrained(parts / "text_encoder").half().save_pretrained(
+        staging / "text_encoder", max_shard_size="15MB"
+    )
     AutoTokenizer.from_pretrained(parts / "tokenizer").save_pretrained(staging / "tokenizer")
     build_scheduler().save_pretrained(staging / "scheduler")
     return training
@@ -126,9 +131,17 @@ def _metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
     trained, linear = round_trip_psnr(prior.vae, validation.images.float() / 255)
     return {
         "validation_slices": len(validation),
-        "round_trip_psnr_db": {"mean": round(float(trained.mean()), 2), "worst": round(float(trained.min()), 2)},
-        "round_trip_psnr_db_linear_decoder": {"mean": round(float(linear.mean()), 2), "worst": round(float(linear.min()), 2)},
-        "denoising_error_std": {str(t): round(e, 5) for t, e in denoising_error(prior, validation, (50, 100, 200, 400, 700)).items()},
+        "round_trip_psnr_db": {
+            "mean": round(float(trained.mean()), 2),
+            "worst": round(float(trained.min()), 2),
+        },
+        "round_trip_psnr_db_linear_decoder": {
+            "mean": round(float(linear.mean()), 2),
+            "worst": round(float(linear.min()), 2),
+        },
+        "denoising_error_std": {
+            str(t): round(e, 5) for t, e in denoising_error(prior, validation, (50, 100, 200, 400, 700)).items()
+        },
         "right_contrast_wins": {str(t): round(contrast_following(prior, validation, t), 3) for t in (900, 970)},
     }
 

@@ -41,16 +41,25 @@ class CaptionedSlices:
     weights: Tensor
 
     @classmethod
-    def load(cls, path: Path, split: str, subjects_only: str = "", focus: str = "ms_", focus_share: float = 0.7) -> CaptionedSlices:
+    def load(
+        cls, path: Path, split: str, subjects_only: str = "", focus: str = "ms_", focus_share: float = 0.7
+    ) -> CaptionedSlices:
         """Read one split; slices whose subject starts with `focus` are drawn `focus_share` of the time."""
         with h5py.File(path, "r") as file:
-            column = {name: file[name].asstr()[...] for name in ("captions", "contrast", "plane", "finding", "subject", "split")}
+            column = {
+                name: file[name].asstr()[...]
+                for name in ("captions", "contrast", "plane", "finding", "subject", "split")
+            }
             keep = np.flatnonzero((column["split"] == split) & [s.startswith(subjects_only) for s in column["subject"]])
             images = torch.from_numpy(file["images"][...][keep])[:, None]
             masks = torch.from_numpy(file["lesion_masks"][...][keep])[:, None]
         rows = {name: values[keep] for name, values in column.items()}
         focused = torch.tensor([s.startswith(focus) for s in rows["subject"]], dtype=torch.bool)
-        weights = torch.where(focused, focus_share / max(int(focused.sum()), 1), (1 - focus_share) / max(int((~focused).sum()), 1))
+        weights = torch.where(
+            focused,
+            focus_share / max(int(focused.sum()), 1),
+            (1 - focus_share) / max(int((~focused).sum()), 1),
+        )
         attributes = [
             parse_caption(*entry)
             for entry in zip(rows["captions"], rows["contrast"], rows["plane"], rows["finding"], strict=True)
@@ -64,15 +73,27 @@ class CaptionedSlices:
         """Every `step`-th slice."""
         kept = slice(None, None, step)
         return CaptionedSlices(
-            self.images[kept], self.masks[kept], self.attributes[kept], self.captions[kept], self.subjects[kept], self.weights[kept]
+            self.images[kept],
+            self.masks[kept],
+            self.attributes[kept],
+            self.captions[kept],
+            self.subjects[kept],
+            self.weights[kept],
         )
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Indices of `count` slices, drawn by weight."""
+        """Return the indices of `count` slices, drawn by weight."""
         return torch.multinomial(self.weights, count, replacement=True, generator=generator)
 
 
-def augment(images: Tensor, masks: Tensor, generator: torch.Generator, *, max_angle: float = 0.12, max_shift: float = 0.06) -> tuple[Tensor, Tensor]:
+def augment(
+    images: Tensor,
+    masks: Tensor,
+    generator: torch.Generator,
+    *,
+    max_angle: float = 0.12,
+    max_shift: float = 0.06,
+) -> tuple[Tensor, Tensor]:
     """Random affine map, mirror and intensity curve of slices in [0, 1].
 
     Parameters
@@ -96,7 +117,11 @@ def augment(images: Tensor, masks: Tensor, generator: torch.Generator, *, max_an
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     theta = torch.stack(
-        [torch.stack([mirror * cos, -sin, uniform(-max_shift, max_shift)], 1), torch.stack([mirror * sin, cos, uniform(-max_shift, max_shift)], 1)], 1
+        [
+            torch.stack([mirror * cos, -sin, uniform(-max_shift, max_shift)], 1),
+            torch.stack([mirror * sin, cos, uniform(-max_shift, max_shift)], 1),
+        ],
+        1,
     )
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
     # Half of the slices keep their exact pixels: interpolation removes the noise floor that real data have.

@@ -17,7 +17,9 @@ __all__ = ["build_tokenizer", "train_text_encoder"]
 MAX_TOKENS = 48
 
 
-def build_tokenizer(attributes: Sequence[SliceAttributes], seed: int = 0, vocabulary_size: int = 2048) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    attributes: Sequence[SliceAttributes], seed: int = 0, vocabulary_size: int = 2048
+) -> PreTrainedTokenizerFast:
     """Lower-case WordPiece tokenizer over the whole caption grammar, with every character as a fallback."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -29,14 +31,22 @@ def build_tokenizer(attributes: Sequence[SliceAttributes], seed: int = 0, vocabu
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     characters = [chr(c) for c in range(33, 127)]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size, special_tokens=["[PAD]", "[UNK]", "[BOS]", "[EOS]"], initial_alphabet=characters
+        vocab_size=vocabulary_size,
+        special_tokens=["[PAD]", "[UNK]", "[BOS]", "[EOS]"],
+        initial_alphabet=characters,
     )
     tokenizer.train_from_iterator(sentences, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", tokenizer.token_to_id("[BOS]")), ("[EOS]", tokenizer.token_to_id("[EOS]"))]
+        single="[BOS] $A [EOS]",
+        special_tokens=[("[BOS]", tokenizer.token_to_id("[BOS]")), ("[EOS]", tokenizer.token_to_id("[EOS]"))],
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]", model_max_length=MAX_TOKENS
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",  # noqa: S106
+        unk_token="[UNK]",  # noqa: S106
+        bos_token="[BOS]",  # noqa: S106
+        eos_token="[EOS]",  # noqa: S106
+        model_max_length=MAX_TOKENS,
     )
 
 
@@ -81,15 +91,22 @@ def train_text_encoder(
     for step in range(steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 50, (steps - step + 1) / (0.3 * steps))
-        losses, _ = _head_losses(model, heads, tokenizer, [render_caption(_mixed(known, rng), rng) for _ in range(batch)])
+        losses, _ = _head_losses(
+            model, heads, tokenizer, [render_caption(_mixed(known, rng), rng) for _ in range(batch)]
+        )
         optimizer.zero_grad()
-        sum(losses.values()).backward()
+        torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
         if step % 100 == 0:
             log(f"text encoder step {step}: " + " ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items()))
     held_out = random.Random(seed + 1)  # noqa: S311
     with torch.no_grad():
-        _, accuracy = _head_losses(model.eval(), heads, tokenizer, [render_caption(held_out.choice(attributes), held_out) for _ in range(256)])
+        _, accuracy = _head_losses(
+            model.eval(),
+            heads,
+            tokenizer,
+            [render_caption(held_out.choice(attributes), held_out) for _ in range(256)],
+        )
     return tokenizer, model.eval(), accuracy
 
 
@@ -98,13 +115,24 @@ def _mixed(known: Sequence[SliceAttributes], rng: random.Random) -> SliceAttribu
     if rng.random() < 0.5:
         return rng.choice(known)
     drawn = {name: rng.choice(options) for name, options in ATTRIBUTES.items()}
-    return SliceAttributes(**drawn, age=rng.choice((0, 20, 35, 47, 53, 70)), sex=rng.choice(("unspecified", "woman", "man")))
+    return SliceAttributes(
+        **drawn, age=rng.choice((0, 20, 35, 47, 53, 70)), sex=rng.choice(("unspecified", "woman", "man"))
+    )
 
 
 def _head_losses(
-    model: CLIPTextModel, heads: nn.ModuleDict, tokenizer: PreTrainedTokenizerFast, rendered: list[tuple[str, SliceAttributes]]
+    model: CLIPTextModel,
+    heads: nn.ModuleDict,
+    tokenizer: PreTrainedTokenizerFast,
+    rendered: list[tuple[str, SliceAttributes]],
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    tokens = tokenizer([text for text, _ in rendered], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        [text for text, _ in rendered],
+        padding="max_length",
+        max_length=MAX_TOKENS,
+        truncation=True,
+        return_tensors="pt",
+    )
     states = model(tokens.input_ids).last_hidden_state
     weight = tokens.attention_mask[..., None].float()
     pooled = (states * weight).sum(1) / weight.sum(1)
