@@ -100,9 +100,7 @@ def reconstruct(
     target = best_device() if device is None else _device(device)
     loaded = _prior(prior, target) if method.needs_prior else None
     if samples > 1 and not method.stochastic:
-        messages.append(
-            f"solver {method.name!r} draws no random numbers; one sample was computed, not {samples}"
-        )
+        messages.append(f"solver {method.name!r} draws no random numbers; one sample was computed, not {samples}")
         samples = 1
     moved = measurement.to(target)
     runs = []

@@ -45,12 +45,8 @@ class SolverCase:
 
 def _phantom() -> Tensor:
     """Disc with an inset and a smooth phase, maximum one."""
-    rows, columns = torch.meshgrid(
-        torch.linspace(-1, 1, SHAPE[0]), torch.linspace(-1, 1, SHAPE[1]), indexing="ij"
-    )
-    magnitude = 0.6 * (rows.square() + columns.square() < 0.6) + 0.4 * (
-        (rows - 0.2).abs() + columns.abs() < 0.35
-    )
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, SHAPE[0]), torch.linspace(-1, 1, SHAPE[1]), indexing="ij")
+    magnitude = 0.6 * (rows.square() + columns.square() < 0.6) + 0.4 * ((rows - 0.2).abs() + columns.abs() < 0.35)
     return torch.polar(magnitude, 0.6 * rows + 0.4 * columns * rows)
 
 

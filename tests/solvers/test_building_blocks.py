@@ -34,9 +34,7 @@ def test_divergence_is_minus_the_adjoint_of_the_gradient(complex_: bool) -> None
     torch.testing.assert_close(inner(gradient(x), p).sum(0), -inner(x, divergence(p)))
     torch.testing.assert_close(-divergence(gradient(x)), laplacian(x))
     spectrum = laplacian_spectrum((7, 10), x.device).double()
-    torch.testing.assert_close(
-        torch.fft.ifft2(spectrum * torch.fft.fft2(x)), laplacian(x) + 0j, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(torch.fft.ifft2(spectrum * torch.fft.fft2(x)), laplacian(x) + 0j, atol=1e-5, rtol=1e-5)
 
 
 def test_shrink_is_the_proximal_map_of_the_length() -> None:

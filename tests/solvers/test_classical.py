@@ -57,7 +57,7 @@ def test_order_of_the_methods() -> None:
     assert score["tv",] > score["tv", "complex"] + 0.5
 
 
-@pytest.mark.parametrize(("name", "target"), [("cg-sense", 0.9), ("wavelet", 0.95), ("tv", 0.97)])
+@pytest.mark.parametrize(("name", "target"), [("cg-sense", 0.9), ("wavelet", 0.93), ("tv", 0.97)])
 def test_residual_reaches_the_target_without_a_reference(name: str, target: float) -> None:
     rec = get_solver(name)(_scan())
     assert rec.residual == pytest.approx(target, abs=0.03)
@@ -90,9 +90,7 @@ def test_a_rough_phase_falls_back_to_complex_tv() -> None:
 
 def test_magnitude_and_phase_make_the_image() -> None:
     data = _scan()
-    problem = Problem(
-        y=data.y, operator=data.operator, noise_std=torch.tensor(NOISE), scale=torch.tensor(1.0)
-    )
+    problem = Problem(y=data.y, operator=data.operator, noise_std=torch.tensor(NOISE), scale=torch.tensor(1.0))
     parts = TotalVariation(max_iterations=15).solve_phased(problem)
     torch.testing.assert_close(parts.magnitude * parts.rotation, parts.image)
     torch.testing.assert_close(parts.rotation.abs(), torch.ones(SIDE, SIDE))

@@ -276,9 +276,7 @@ def per_image(value: Tensor, ndim: int = 2) -> Tensor:
     return value[(..., *([None] * ndim))]
 
 
-def residual_in_noise_units(
-    operator: LinearOperator, image: Tensor, y: Tensor, noise_std: Tensor | float
-) -> Tensor:
+def residual_in_noise_units(operator: LinearOperator, image: Tensor, y: Tensor, noise_std: Tensor | float) -> Tensor:
     """Return ``sqrt(sum|A x - y|^2 / (n sigma^2))`` per batch item, n the number of measured samples.
 
     Parameters

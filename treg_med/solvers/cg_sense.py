@@ -38,9 +38,7 @@ class CGSense(Solver):
     weight: float | None = setting(None, minimum=0.0, help="lambda (||A|| <= 1); None: discrepancy principle")
     rule: str = setting("tikhonov", choices=("tikhonov", "early-stopping"), help="what regularises")
     target: float = setting(0.9, above=0.0, maximum=10.0, help="residual to reach, noise units")
-    max_iterations: int = setting(
-        30, minimum=1, maximum=10000, help="conjugate-gradient iterations per weight"
-    )
+    max_iterations: int = setting(30, minimum=1, maximum=10000, help="conjugate-gradient iterations per weight")
     tolerance: float = setting(1e-4, above=0.0, maximum=1.0, help="relative residual of the normal equations")
 
     def solve(self, problem: Problem) -> Tensor:
@@ -52,9 +50,7 @@ class CGSense(Solver):
     def _tikhonov(self, problem: Problem) -> Tensor:
         gram = problem.operator.gram
         rhs = problem.operator.adjoint(problem.y)
-        first = torch.full_like(
-            problem.noise_std, _FIRST_WEIGHT if self.weight is None else max(self.weight, 1e-12)
-        )
+        first = torch.full_like(problem.noise_std, _FIRST_WEIGHT if self.weight is None else max(self.weight, 1e-12))
         search = WeightSearch(first, self.target, bounds=(1e-4, 1e4), fixed=self.weight is not None)
         image = torch.zeros_like(rhs)
         active = torch.ones_like(problem.noise_std, dtype=torch.bool)

@@ -30,10 +30,7 @@ def divergence(field: Tensor) -> Tensor:
 def laplacian(image: Tensor) -> Tensor:
     """Return the positive periodic Laplacian, minus the divergence of the gradient."""
     neighbours = (
-        torch.roll(image, 1, -1)
-        + torch.roll(image, -1, -1)
-        + torch.roll(image, 1, -2)
-        + torch.roll(image, -1, -2)
+        torch.roll(image, 1, -1) + torch.roll(image, -1, -1) + torch.roll(image, 1, -2) + torch.roll(image, -1, -2)
     )
     return 4 * image - neighbours
 

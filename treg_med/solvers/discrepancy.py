@@ -78,9 +78,7 @@ class WeightSearch:
             slope = (log_residual - self._previous[1]) / torch.where(moved.abs() > 0.05, moved, torch.inf)
             self._slope = torch.where(moved.abs() > 0.05, slope.clamp(0.05, 1.0), self._slope)
         self.done = (residual - self.target).abs() <= self.tolerance
-        step = (_DAMPING * (math.log(self.target) - log_residual) / self._slope).clamp(
-            -_LARGEST_STEP, _LARGEST_STEP
-        )
+        step = (_DAMPING * (math.log(self.target) - log_residual) / self._slope).clamp(-_LARGEST_STEP, _LARGEST_STEP)
         step = torch.where(self.done if active is None else self.done | ~active, 0.0, step)
         wanted = self._log + step
         following = torch.minimum(torch.maximum(wanted, self._low), self._high)

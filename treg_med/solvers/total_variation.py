@@ -72,12 +72,10 @@ class TotalVariation(Solver):
     target: float = setting(0.97, above=0.0, maximum=10.0, help="residual to reach, noise units")
     phase: str = setting("smooth", choices=("smooth", "none"), help="'none' is plain complex TV")
     phase_width: float = setting(5.0, above=0.0, help="low-pass width of the first phase, pixels")
-    phase_rounds: int = setting(10, minimum=0, maximum=100, help="Gauss-Newton turns of the phase")
+    phase_rounds: int = setting(7, minimum=0, maximum=100, help="Gauss-Newton turns of the phase")
     phase_slope: float = setting(0.03, above=0.0, help="slope expected of a turn, rad per pixel")
     phase_bend: float = setting(1e-3, above=0.0, help="curvature expected of a turn, rad per pixel squared")
-    excess: float = setting(
-        0.15, minimum=0.0, help="residual above complex TV at which phase-aware TV is dropped"
-    )
+    excess: float = setting(0.15, minimum=0.0, help="residual above complex TV at which phase-aware TV is dropped")
     max_iterations: int = setting(40, minimum=1, maximum=10000, help="iterations of each stage")
     tolerance: float = setting(2e-3, above=0.0, help="relative change of an iteration at which a stage stops")
 
@@ -127,6 +125,7 @@ class TotalVariation(Solver):
         search = self._search(_FIRST_WEIGHT * work.sigma, work.sigma, 1e-2)
         active = torch.ones_like(work.sigma, dtype=torch.bool)
         residual = torch.full_like(work.sigma, torch.inf)
+        weight = search.weight
         while bool(active.any()) and state.iterations < self.max_iterations:
             weight = search.weight
             change = state.run(min(_BLOCK, self.max_iterations - state.iterations), weight, active)
@@ -142,7 +141,7 @@ class TotalVariation(Solver):
             search.update(residual, active)
             active = active & ~((search.done | search.stuck) & (change < self.tolerance))
         self._warn_unreached(problem, search, residual)
-        return state.image, search.weight, residual
+        return state.image, weight, residual
 
     def _phase_stage(
         self, problem: Problem, work: _Workspace, plain: Tensor, first_weight: Tensor, first: Tensor
@@ -164,6 +163,7 @@ class TotalVariation(Solver):
         residual = torch.full_like(work.sigma, torch.inf)
         reached: list[Tensor] = []
         turns = 0
+        weight = search.weight
         while bool(active.any()) and state.iterations < self.max_iterations:
             weight = search.weight
             change = state.run(min(_BLOCK, self.max_iterations - state.iterations), weight, active)
@@ -180,12 +180,12 @@ class TotalVariation(Solver):
             reached = [*reached[-2:], residual]
             finished = (search.done | search.stuck) & (change < self.tolerance) & (turns >= self.phase_rounds)
             active = active & ~(finished | (search.stuck & (_limit(reached) > first + self.excess)))
-            if turns < self.phase_rounds and state.rotation is not None:
-                turned = self._turn(work, state.image, state.rotation)
-                state.set_rotation(torch.where(per_image(active), turned, state.rotation))
+            # The magnitude has to follow a turn, so there is none after the last block.
+            if turns < self.phase_rounds and state.iterations < self.max_iterations:
+                rotation = torch.where(per_image(active), self._turn(work, state.image, rotation), rotation)
+                state.set_rotation(rotation)
                 turns += 1
-        assert state.rotation is not None  # noqa: S101
-        return state.image, state.rotation, search.weight, residual
+        return state.image, rotation, weight, residual
 
     def _turn(self, work: _Workspace, magnitude: Tensor, rotation: Tensor) -> Tensor:
         variance = work.sigma.square()

@@ -91,9 +91,7 @@ class TVSplitting:
         """Change the phase factor and keep the rest of the state."""
         self.rotation = rotation
         self._conjugate = None if rotation is None else rotation.conj().resolve_conj()
-        self._rhs = (
-            self._complex_rhs if self._conjugate is None else (self._conjugate * self._complex_rhs).real
-        )
+        self._rhs = self._complex_rhs if self._conjugate is None else (self._conjugate * self._complex_rhs).real
         self._gram_image = self._gram(self.image)
 
     @property

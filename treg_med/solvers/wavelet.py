@@ -38,8 +38,8 @@ class Wavelet(Solver):
     name: ClassVar[str] = "wavelet"
 
     weight: float | None = setting(None, above=0.0, help="w in units of sigma; None: discrepancy principle")
-    target: float = setting(0.95, above=0.0, maximum=10.0, help="residual to reach, noise units")
-    levels: int = setting(4, minimum=1, maximum=8, help="dyadic levels; fewer for small images")
+    target: float = setting(0.93, above=0.0, maximum=10.0, help="residual to reach, noise units")
+    levels: int = setting(3, minimum=1, maximum=8, help="dyadic levels; fewer for small images")
     cycle_spinning: bool = setting(True, help="shift the transform in every iteration")
     max_iterations: int = setting(100, minimum=1, maximum=10000, help="FISTA iterations")
     tolerance: float = setting(1e-3, above=0.0, help="relative change of an iteration at which it stops")
