@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,7 @@ def train_denoiser(
     if checkpoint.exists():
         numbers = load_state(checkpoint, model, ema, optimizer)
         log(f"resumed at {numbers['samples']} samples")
+    numbers["settings"] = asdict(settings)
     generator = torch.Generator().manual_seed(settings.seed + int(numbers["samples"]))
     bank = CaptionBank(slices.attributes, slices.captions, tokenizer, encoder, seed=settings.seed)
     alphas = build_scheduler().alphas_cumprod

@@ -81,7 +81,7 @@ def export_prior(parts: Path, target: Path, train: CaptionedSlices, validation: 
         "error_std": {str(t): round(e, 6) for t, e in denoising_error(prior, train).items()},
         "metrics": _metrics(prior, validation),
         "words": _words(train.attributes),
-        "limits": RESEARCH_ONLY + " Few subjects: seven with multiple sclerosis.",
+        "limits": RESEARCH_ONLY + " Trained on five subjects with multiple sclerosis and unidentified tumour slices.",
     }
     files = sorted(p for p in staging.rglob("*") if p.is_file())
     card["sha256"] = {p.relative_to(staging).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
