@@ -66,6 +66,7 @@ class TotalVariation(Solver):
         "default": {},
         "complex": {"phase": "none"},
         "two-stage": {"phase_rounds": 0},
+        "converged": {"max_iterations": 160, "phase_rounds": 30, "tolerance": 3e-4},
     }
 
     weight: float | None = setting(None, above=0.0, help="w in units of sigma; None: discrepancy principle")
