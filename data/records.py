@@ -8,7 +8,6 @@ returns raw units.
 
 from __future__ import annotations
 
-import copy
 import html
 import math
 from collections.abc import Mapping, Sequence
@@ -208,8 +207,7 @@ class Measurement:
         """Return the measurement on another device; this one is left as it is."""
         if self.y.device == torch.device(device):
             return self
-        # Module.to moves in place; a copy keeps this record frozen.
-        operator = copy.deepcopy(self.operator).to(device)
+        operator = self.operator.to(device)
         return replace(self, y=self.y.to(device), operator=operator, target=_move(self.target, device))
 
     def _facts(self) -> list[tuple[str, str]]:

@@ -41,6 +41,10 @@ class Prior(Protocol):
         """Condition of one or more texts, ``(n, ...)``; the empty text is the unconditional one."""
         ...
 
+    def text_warnings(self, text: str) -> tuple[str, ...]:
+        """Sentences a user should read before trusting what the prior makes of a text."""
+        ...
+
     def predict(self, latent: Tensor, timestep: int, condition: Tensor) -> Prediction:
         """Noise and clean latent at a timestep of the training schedule."""
         ...

@@ -65,6 +65,10 @@ class GaussianPrior:
             raise ConfigError(f"expected one of the texts {self.texts}, got {unknown[0]!r}")
         return self.means[[self.texts.index(entry) for entry in wanted]][:, None]
 
+    def text_warnings(self, text: str) -> tuple[str, ...]:
+        """Return nothing: a known text has its exact mean, and an unknown one is an error."""
+        return ()
+
     def predict(self, latent: Tensor, timestep: int, condition: Tensor) -> Prediction:
         """Return the exact noise and clean estimates at a timestep."""
         alpha = float(self.alphas_cumprod[timestep])

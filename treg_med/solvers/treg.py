@@ -103,12 +103,13 @@ class TReg(Solver):
         magnitude = phase.along(image)
         condition = self._conditions(problem, prior)
         timesteps = self._timesteps()
-        latent = self._initial_latent(problem, prior, codec.encode(magnitude), timesteps[0])
+        current = codec.encode(magnitude)
+        known = prior.encode(current)
+        latent = self._initial_latent(problem, prior, known, timesteps[0])
         for step, (now, after) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
-            current = codec.encode(magnitude)
-            prediction = self._prior_step(problem, prior, latent, now, condition, current)
+            prediction = self._prior_step(problem, prior, latent, now, condition, known)
             # What the autoencoder cannot represent stays as it is: only the latent part is the prior's to change.
-            unseen = current - prior.decode(prior.encode(current))
+            unseen = current - prior.decode(known)
             magnitude = codec.decode(prior.decode(prediction.clean) + unseen, problem.batch_shape)
             if after is None:
                 break
@@ -119,7 +120,9 @@ class TReg(Solver):
                 phase = phase.refined(image)
                 magnitude = phase.along(image)
             problem.log("treg", step + 1, len(timesteps), timestep=now, residual=problem.residual(image))
-            latent = self._renoise(problem, prior, codec.encode(magnitude), prediction, after)
+            current = codec.encode(magnitude)
+            known = prior.encode(current)
+            latent = self._renoise(problem, prior, known, prediction, after)
         return _to_noise_level(problem, data, magnitude, phase)
 
     def _timesteps(self) -> list[int]:
@@ -128,13 +131,12 @@ class TReg(Solver):
 
     def _conditions(self, problem: Problem, prior: Prior) -> tuple[Tensor, Tensor]:
         text, null = prior.embed([problem.text or "", ""]).to(problem.y.device).unsqueeze(1).unbind()
-        for message in getattr(prior, "text_warnings", lambda _: ())(problem.text or ""):
+        for message in prior.text_warnings(problem.text or ""):
             problem.warn(message)
         count = math.prod(problem.batch_shape)
         return text.expand(count, *text.shape[1:]), null.expand(count, *null.shape[1:])
 
-    def _initial_latent(self, problem: Problem, prior: Prior, image: Tensor, timestep: int) -> Tensor:
-        clean = prior.encode(image)
+    def _initial_latent(self, problem: Problem, prior: Prior, clean: Tensor, timestep: int) -> Tensor:
         alpha = float(prior.alphas_cumprod[timestep])
         noise = _shared_noise(clean, problem.generator)
         if self.start == "noise":
@@ -148,21 +150,20 @@ class TReg(Solver):
         latent: Tensor,
         timestep: int,
         condition: tuple[Tensor, Tensor],
-        image: Tensor,
+        known: Tensor,
     ) -> Prediction:
-        """Noise and clean latent; the control passes the current image on instead."""
+        """Noise and clean latent; the control passes the latent of the current image on instead."""
         if not self.use_prior:
-            clean = prior.encode(image)
-            return Prediction(torch.zeros_like(clean), clean)
+            return Prediction(torch.zeros_like(known), known)
         problem.nfe += 1 if self.guidance_scale in (0, 1) else 2
         noise, clean = guided_prediction(prior, latent, timestep, *condition, self.guidance_scale)
-        return Prediction(noise, torch.lerp(prior.encode(image), clean, self.prior_weight))
+        return Prediction(noise, torch.lerp(known, clean, self.prior_weight))
 
     def _renoise(
-        self, problem: Problem, prior: Prior, image: Tensor, prediction: Prediction, timestep: int
+        self, problem: Problem, prior: Prior, known: Tensor, prediction: Prediction, timestep: int
     ) -> Tensor:
         alpha = float(prior.alphas_cumprod[timestep])
-        mixed = alpha * prior.encode(image) + (1 - alpha) * prediction.clean
+        mixed = alpha * known + (1 - alpha) * prediction.clean
         memory = math.sqrt(1 - alpha) if self.noise_memory is None else self.noise_memory
         fresh = _shared_noise(mixed, problem.generator)
         spread = self.injected_noise * (1 - alpha) ** 0.5
