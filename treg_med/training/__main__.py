@@ -75,6 +75,9 @@ def denoiser(
     rate: float = 6e-4,
     minutes: Minutes = 1e9,
     threads: Threads = 1,
+    bfloat16: Annotated[
+        bool, typer.Option(help="Mixed precision: twice as fast with AVX512-BF16, AMX or a GPU, slower without.")
+    ] = False,
     initial: Annotated[
         Path | None, typer.Option(help="Folder of a UNet to start from when there is no checkpoint.")
     ] = None,
@@ -88,13 +91,13 @@ def denoiser(
     from treg_med.training.slices import CaptionedSlices
 
     torch.set_num_threads(threads)
-    settings = DenoiserSettings(samples=samples, batch=batch, rate=rate)
+    settings = DenoiserSettings(samples=samples, batch=batch, rate=rate, bfloat16=bfloat16)
     numbers = train_denoiser(
         CaptionedSlices.load(slices, "train"),
         CaptionedSlices.load(slices, "val", subjects_only="ms_").every(12),
-        NullSpaceAutoencoder.from_pretrained(work / "vae").eval(),
+        NullSpaceAutoencoder.from_pretrained(work / "vae", torch_dtype=torch.float32).eval(),
         AutoTokenizer.from_pretrained(work / "tokenizer"),
-        CLIPTextModel.from_pretrained(work / "text_encoder").eval(),
+        CLIPTextModel.from_pretrained(work / "text_encoder", dtype=torch.float32).eval(),
         work / "denoiser.ckpt",
         settings,
         minutes=minutes,

@@ -127,6 +127,7 @@ class DenoiserSettings:
     lesion_weight: float = 4.0
     low_noise_share: float = 0.55
     high_noise_share: float = 0.15
+    bfloat16: bool = False
     seed: int = 0
 
     def learning_rate(self, samples: int) -> float:
@@ -238,8 +239,9 @@ def _loss(
     noise = torch.randn(z.shape, generator=generator)
     signal, spread = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
     text = bank.draw(chosen, generator, settings.caption_dropout)
-    predicted = model(signal * z + spread * noise, t, text).sample
-    return (weight * (predicted - (signal * noise - spread * z)).pow(2)).mean()
+    with torch.autocast(z.device.type, torch.bfloat16, enabled=settings.bfloat16):
+        predicted = model(signal * z + spread * noise, t, text).sample
+    return (weight * (predicted.float() - (signal * noise - spread * z)).pow(2)).mean()
 
 
 @torch.no_grad()
