@@ -146,7 +146,7 @@ def test_schedules() -> None:
     assert settings.learning_rate(850) == pytest.approx(0.5)
     t = draw_timesteps(1000, 0.55, 0.15, torch.Generator().manual_seed(0))
     assert t.min() >= 0 and t.max() <= 999
-    assert 0.65 < (t < 400).float().mean() < 0.70
+    assert 0.60 < (t < 250).float().mean() < 0.65
     assert 0.17 < (t >= 850).float().mean() < 0.22
 
 

@@ -25,12 +25,14 @@ def build_autoencoder(
     width: int = 96,
     blocks: int = 4,
 ) -> NullSpaceAutoencoder:
-    """Build an untrained autoencoder with the patch basis of 600 augmented slices and unit mean latent variance."""
+    """Build an untrained autoencoder with the patch basis of 600 augmented slices."""
     chosen = slices.draw(600, generator)
     images, _ = augment(slices.images[chosen].float() / 255, slices.masks[chosen].float(), generator)
     mean, basis, deviation = patch_principal_components(images * 2 - 1, patch_size)
-    # One factor for all channels: white latent noise stays white in the image.
-    scaling = float(1 / deviation[:latent_channels].pow(2).mean().sqrt())
+    # One factor for all channels: white latent noise stays white in the image. Latents of unit variance would have a
+    # mean-intensity channel of six times that, which the schedule hides only in its last percent, where no word is
+    # then ever needed; a third of it brings that into the last tenth.
+    scaling = float(1 / (3 * deviation[:latent_channels].pow(2).mean().sqrt()))
     model = NullSpaceAutoencoder(patch_size, latent_channels, width, blocks, scaling_factor=scaling)
     model.set_basis(mean, basis, deviation)
     return model

@@ -51,7 +51,11 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_denoiser(latent_channels: int, channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
-    """Build a small UNet for 32x32 latents with attention to the text at its coarsest level only."""
+    """Build a small UNet for 32x32 latents.
+
+    Contrast, plane and skull stripping concern the whole slice: a pooled text state is added to the time embedding and
+    so reaches every block; attention to single words is kept to the coarsest level.
+    """
     levels = len(channels)
     return UNet2DConditionModel(
         sample_size=32,
@@ -64,6 +68,8 @@ def build_denoiser(latent_channels: int, channels: tuple[int, ...] = CHANNELS) -
         cross_attention_dim=256,
         attention_head_dim=4,
         norm_num_groups=16,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
     )
 
 
@@ -125,8 +131,8 @@ class DenoiserSettings:
     warmup: int = 200
     caption_dropout: float = 0.1
     lesion_weight: float = 4.0
-    low_noise_share: float = 0.55
-    high_noise_share: float = 0.15
+    low_noise_share: float = 0.5
+    high_noise_share: float = 0.25
     bfloat16: bool = False
     seed: int = 0
 
@@ -139,14 +145,14 @@ class DenoiserSettings:
 def draw_timesteps(count: int, low_noise_share: float, high_noise_share: float, generator: torch.Generator) -> Tensor:
     """Stratified timesteps, ``(count,)``, with extra mass at both ends.
 
-    Below 400 live the solvers that start from a reconstruction; only above 850, where even the mean intensity of a
+    Below 250 live the solvers that start from a reconstruction; only above 850, where even the mean intensity of a
     patch is lost in the noise, must the network take the contrast from the words.
     """
     u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     middle = 1 - low_noise_share - high_noise_share
     t = torch.where(
         u < low_noise_share,
-        400 * u / low_noise_share,
+        250 * u / low_noise_share,
         torch.where(
             u < low_noise_share + middle,
             1000 * (u - low_noise_share) / middle,
@@ -279,7 +285,7 @@ def _report(
     ema.copy_to(model)
     states = encode_texts(validation.captions, tokenizer, encoder)
     line = " ".join(
-        f"t{t} {latent_error(model, validation, autoencoder, states, t).mean():.5f}" for t in (50, 100, 200, 400, 900)
+        f"t{t} {latent_error(model, validation, autoencoder, states, t).mean():.5f}" for t in (16, 32, 64, 128, 400, 700, 900, 970)
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -19,7 +19,7 @@ from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["contrast_following", "denoising_error", "export_prior"]
 
-TIMESTEPS = (1, 25, 50, 75, 100, 150, 200, 300, 400, 500, 600, 700, 800, 900, 999)
+TIMESTEPS = (1, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 768, 896, 970, 999)
 
 
 @torch.no_grad()
@@ -140,7 +140,7 @@ def _metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
             "worst": round(float(linear.min()), 2),
         },
         "denoising_error_std": {
-            str(t): round(e, 5) for t, e in denoising_error(prior, validation, (50, 100, 200, 400, 700)).items()
+            str(t): round(e, 5) for t, e in denoising_error(prior, validation, (4, 12, 31, 69, 145, 282, 487)).items()
         },
         "right_contrast_wins": {str(t): round(contrast_following(prior, validation, t), 3) for t in (900, 970)},
     }
