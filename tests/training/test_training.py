@@ -14,7 +14,13 @@ from treg_med.priors import LatentPrior
 from treg_med.training.autoencoder import build_autoencoder, round_trip_psnr, train_autoencoder
 from treg_med.training.captions import ATTRIBUTES, SliceAttributes, parse_caption, render_caption
 from treg_med.training.checkpoint import Ema, load_state, save_state
-from treg_med.training.denoiser import DenoiserSettings, build_denoiser, draw_timesteps, train_denoiser
+from treg_med.training.denoiser import (
+    DenoiserSettings,
+    averaged_denoiser,
+    build_denoiser,
+    draw_timesteps,
+    train_denoiser,
+)
 from treg_med.training.slices import CaptionedSlices, augment
 from treg_med.training.text_encoder import build_tokenizer
 
@@ -189,6 +195,34 @@ def test_denoiser_trains_resumes_and_exports(
     assert opened.card["sha256"] == card["sha256"] and opened.sha256
     assert opened.error_std(100) > 0
     assert json.loads((tmp_path / "prior" / "prior.json").read_text())["training"]["samples"] == 16
+
+
+def test_command_restarts_from_half_precision_parts_in_mixed_precision(
+    slice_file: Path,
+    tmp_path: Path,
+    tiny_prior_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A shipped prior stores its text encoder in half precision; training goes on from it in float32."""
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    from treg_med.training.__main__ import denoiser
+
+    with h5py.File(slice_file, "a") as file:
+        file["subject"][...] = ["ms_a"] * 12
+    train = CaptionedSlices.load(slice_file, "train")
+    build_autoencoder(train, torch.Generator().manual_seed(0), 8, 16).save_pretrained(tmp_path / "vae")
+    AutoTokenizer.from_pretrained(tiny_prior_folder / "tokenizer").save_pretrained(tmp_path / "tokenizer")
+    CLIPTextModel.from_pretrained(tiny_prior_folder / "text_encoder").half().save_pretrained(
+        tmp_path / "text_encoder"
+    )
+    build_denoiser(16, (16, 32)).half().save_pretrained(tmp_path / "unet")
+    monkeypatch.setattr("treg_med.training.denoiser._SECONDS_BETWEEN_REPORTS", 0.0)
+    denoiser(slice_file, tmp_path, samples=8, batch=4, bfloat16=True, initial=tmp_path / "unet")
+    _, numbers = averaged_denoiser(tmp_path / "denoiser.ckpt")
+    assert "8 samples: t16 0." in capsys.readouterr().out
+    assert numbers["samples"] == 8 and numbers["settings"]["bfloat16"]
 
 
 def test_half_written_checkpoint_never_replaces_a_good_one(

@@ -35,6 +35,9 @@ __all__ = [
 
 
 CHANNELS = (64, 96, 160)
+_REPORTED = (16, 32, 64, 128, 400, 700, 900, 970)
+_SECONDS_BETWEEN_SAVES = 120.0
+_SECONDS_BETWEEN_REPORTS = 900.0
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -206,11 +209,11 @@ def train_denoiser(
         ema.update(model)
         numbers["samples"] += settings.batch
         numbers["seconds"] = before + time.monotonic() - begun
-        if time.monotonic() - saved > 120:
+        if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
             saved = time.monotonic()
             save_state(checkpoint, model, ema, optimizer, numbers)
             log(f"{numbers['samples']} samples {numbers['seconds']:.0f} s loss {loss.item():.4f}")
-        if numbers["seconds"] - reported > 900:
+        if numbers["seconds"] - reported > _SECONDS_BETWEEN_REPORTS:
             reported = numbers["seconds"]
             log(f"{numbers['samples']} samples: " + _report(model, ema, validation, autoencoder, tokenizer, encoder))
     save_state(checkpoint, model, ema, optimizer, numbers)
@@ -285,7 +288,7 @@ def _report(
     ema.copy_to(model)
     states = encode_texts(validation.captions, tokenizer, encoder)
     line = " ".join(
-        f"t{t} {latent_error(model, validation, autoencoder, states, t).mean():.5f}" for t in (16, 32, 64, 128, 400, 700, 900, 970)
+        f"t{t} {latent_error(model, validation, autoencoder, states, t).mean():.5f}" for t in _REPORTED
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
