@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import h5py
@@ -18,10 +19,12 @@ from treg_med.training.denoiser import (
     DenoiserSettings,
     averaged_denoiser,
     build_denoiser,
+    draw_crop_timesteps,
     draw_timesteps,
     train_denoiser,
 )
-from treg_med.training.slices import CaptionedSlices, augment
+from treg_med.training.muon import MuonAdamW, orthogonalised
+from treg_med.training.slices import CaptionedSlices, augment, random_crops
 from treg_med.training.text_encoder import build_tokenizer
 
 
@@ -146,10 +149,10 @@ def test_state_round_trip_continues_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_schedules() -> None:
-    settings = DenoiserSettings(samples=1000, batch=10, warmup=10, rate=1.0)
-    assert settings.learning_rate(50) == pytest.approx(0.5)
-    assert settings.learning_rate(500) == 1.0
-    assert settings.learning_rate(850) == pytest.approx(0.5)
+    settings = DenoiserSettings(samples=1000, batch=10, warmup=10)
+    assert settings.schedule(50) == pytest.approx(0.5)
+    assert settings.schedule(500) == 1.0
+    assert settings.schedule(850) == pytest.approx(0.5)
     t = draw_timesteps(1000, 0.55, 0.15, torch.Generator().manual_seed(0))
     assert t.min() >= 0 and t.max() <= 999
     assert 0.60 < (t < 250).float().mean() < 0.65
@@ -170,7 +173,7 @@ def test_denoiser_trains_resumes_and_exports(
     lines: list[str] = []
 
     def run(samples: int) -> dict[str, float]:
-        settings = DenoiserSettings(samples=samples, batch=4)
+        settings = DenoiserSettings(samples=samples, batch=4, crop=32)
         return train_denoiser(
             train,
             train,
@@ -209,6 +212,7 @@ def test_command_restarts_from_half_precision_parts_in_mixed_precision(
 
     from treg_med.training.__main__ import denoiser
 
+    slice_file = Path(shutil.copy(slice_file, tmp_path))
     with h5py.File(slice_file, "a") as file:
         file["subject"][...] = ["ms_a"] * 12
     train = CaptionedSlices.load(slice_file, "train")
@@ -221,8 +225,45 @@ def test_command_restarts_from_half_precision_parts_in_mixed_precision(
     monkeypatch.setattr("treg_med.training.denoiser._SECONDS_BETWEEN_REPORTS", 0.0)
     denoiser(slice_file, tmp_path, samples=8, batch=4, bfloat16=True, initial=tmp_path / "unet")
     _, numbers = averaged_denoiser(tmp_path / "denoiser.ckpt")
-    assert "8 samples: t16 0." in capsys.readouterr().out
+    assert "8 samples: t4 0." in capsys.readouterr().out
     assert numbers["samples"] == 8 and numbers["settings"]["bfloat16"]
+
+
+def test_crops_cut_image_and_mask_alike() -> None:
+    images = torch.arange(2 * 8 * 6.0).reshape(2, 1, 8, 6)
+    cut, masks = random_crops(images, -images, 7, torch.Generator().manual_seed(0))
+    assert cut.shape == (2, 1, 7, 6) and torch.equal(cut, -masks)
+    assert float(cut[0, 0, 0, 0]) in (0.0, 6.0)
+    t = draw_crop_timesteps(1000, 350, torch.Generator().manual_seed(0))
+    assert t.min() == 0 and 300 < t.max() < 350 and 0.4 < (t < 18).float().mean() < 0.6
+
+
+def test_orthogonalised_direction_has_singular_values_near_one() -> None:
+    matrix = torch.randn(24, 60, generator=torch.Generator().manual_seed(0)) * 1e-3
+    for given in (matrix, matrix.T):
+        values = torch.linalg.svdvals(orthogonalised(given))
+        assert values.min() > 0.6 and values.max() < 1.3
+        assert float((orthogonalised(given) * given).sum()) > 0.7 * float(torch.linalg.svdvals(given).sum())
+
+
+def test_both_rules_of_the_optimizer_reduce_a_loss() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+    optimizer = MuonAdamW(module.named_parameters(), rate=1e-2)
+    assert len(optimizer.hidden) == 2
+    x = torch.randn(64, 8)
+    losses = []
+    for _ in range(60):
+        loss = (module(x) - x[:, :4]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    before = [p.clone() for p in module.parameters()]
+    optimizer.schedule = 0.0
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
 
 
 def test_half_written_checkpoint_never_replaces_a_good_one(

@@ -28,8 +28,8 @@ def autoencoder(
     work: Work,
     samples: int = 25_000,
     threads: Threads = 1,
-    patch: int = 8,
-    channels: int = 48,
+    patch: int = 4,
+    channels: int = 12,
 ) -> None:
     """Fit the patch basis and train the null-space decoder."""
     from treg_med.training.autoencoder import round_trip_psnr, train_autoencoder

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from treg_med.priors.autoencoder import NullSpaceAutoencoder, patch_principal_components
 from treg_med.training.checkpoint import Ema, load_state, save_state
-from treg_med.training.slices import CaptionedSlices, augment
+from treg_med.training.slices import CaptionedSlices, augment, random_crops
 
 __all__ = ["build_autoencoder", "round_trip_psnr", "train_autoencoder"]
 
@@ -22,7 +22,7 @@ def build_autoencoder(
     generator: torch.Generator,
     patch_size: int,
     latent_channels: int,
-    width: int = 96,
+    width: int = 48,
     blocks: int = 4,
 ) -> NullSpaceAutoencoder:
     """Build an untrained autoencoder with the patch basis of 600 augmented slices."""
@@ -43,9 +43,9 @@ def train_autoencoder(
     checkpoint: Path,
     *,
     samples: int,
-    patch_size: int = 8,
-    latent_channels: int = 48,
-    width: int = 96,
+    patch_size: int = 4,
+    latent_channels: int = 12,
+    width: int = 48,
     blocks: int = 4,
     batch: int = 16,
     crop: int = 128,
@@ -87,13 +87,8 @@ def train_autoencoder(
 
 def _crops(slices: CaptionedSlices, generator: torch.Generator, batch: int, crop: int) -> Tensor:
     chosen = slices.draw(batch, generator)
-    images, _ = augment(slices.images[chosen].float() / 255, slices.masks[chosen].float(), generator)
-    spare = images.shape[-1] - crop
-    corners = torch.randint(0, spare + 1, (batch, 2), generator=generator).tolist()
-    return (
-        torch.stack([image[:, r : r + crop, c : c + crop] for image, (r, c) in zip(images, corners, strict=True)]) * 2
-        - 1
-    )
+    images, masks = augment(slices.images[chosen].float() / 255, slices.masks[chosen].float(), generator)
+    return random_crops(images, masks, crop, generator)[0] * 2 - 1
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from treg_med.training.captions import SliceAttributes, parse_caption
 
-__all__ = ["CaptionedSlices", "augment"]
+__all__ = ["CaptionedSlices", "augment", "random_crops"]
 
 
 @dataclass(frozen=True)
@@ -138,3 +138,18 @@ def augment(
     gamma = torch.exp(uniform(-0.15, 0.15))[:, None, None, None]
     gain = uniform(0.85, 1.1)[:, None, None, None]
     return gain * out**gamma, torch.roll(torch.where(choose, straight_masks, warped_masks), shift, (-2, -1))
+
+
+def random_crops(
+    images: Tensor, masks: Tensor, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Cut one square of `size` pixels out of each image ``(n, 1, H, W)`` and its mask; shorter sides stay whole."""
+    rows, columns = (
+        torch.randint(0, max(side - size, 0) + 1, (len(images),), generator=generator).tolist()
+        for side in images.shape[-2:]
+    )
+    windows = [(..., slice(r, r + size), slice(c, c + size)) for r, c in zip(rows, columns, strict=True)]
+    return (
+        torch.stack([image[window] for image, window in zip(images, windows, strict=True)]),
+        torch.stack([mask[window] for mask, window in zip(masks, windows, strict=True)]),
+    )
