@@ -136,7 +136,7 @@ class DenoiserSettings:
     samples: int = 100_000
     batch: int = 16
     rate: float = 6e-4
-    muon_rate: float = 0.02
+    muon_rate: float = 0.008
     decay_share: float = 0.3
     warmup: int = 200
     caption_dropout: float = 0.1

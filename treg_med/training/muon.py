@@ -68,7 +68,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self,
         named: Iterable[tuple[str, nn.Parameter]],
         rate: float = 6e-4,
-        muon_rate: float = 0.02,
+        muon_rate: float = 0.008,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 1e-2,
         dtype: torch.dtype = torch.float32,
