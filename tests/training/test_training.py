@@ -249,7 +249,7 @@ def test_orthogonalised_direction_has_singular_values_near_one() -> None:
 def test_both_rules_of_the_optimizer_reduce_a_loss() -> None:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
-    optimizer = MuonAdamW(module.named_parameters(), rate=1e-2)
+    optimizer = MuonAdamW(module.named_parameters(), rate=1e-2, muon_rate=0.02)
     assert len(optimizer.hidden) == 2
     x = torch.randn(64, 8)
     losses = []

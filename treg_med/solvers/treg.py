@@ -50,7 +50,7 @@ class TReg(Solver):
         "default": {},
         # What the words draw where the data leave room; a sample, not an estimate.
         "generative": {
-            "start_timestep": 500,
+            "start_timestep": 250,
             "steps": 20,
             "guidance_scale": 2.0,
             "prior_weight": 1.0,
@@ -61,7 +61,7 @@ class TReg(Solver):
 
     start: str = setting("classical", choices=("classical", "noise"), help="initial latent")
     start_timestep: int = setting(
-        40, minimum=1, maximum=999, help="timestep the classical start is noised to"
+        12, minimum=1, maximum=999, help="timestep the classical start is noised to"
     )
     steps: int = setting(4, minimum=1, maximum=1000, help="diffusion steps")
     guidance_scale: float = setting(1.0, minimum=0.0, maximum=30.0, help="w of classifier-free guidance")
