@@ -42,8 +42,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     A convolution kernel ``(out, in, k, k)`` counts as the matrix ``(out, in k k)``. Its step is
     :math:`\sqrt{\max(1, m/n)}` times the orthogonalised Nesterov momentum, so `muon_rate` is the spectral size of one
-    step whatever the gradient's scale. In short trainings of the latent denoiser it reaches in minutes an error that
-    AdamW needs a multiple of the steps for.
+    step whatever the gradient's scale.
 
     Parameters
     ----------
