@@ -125,17 +125,23 @@ def test_autoencoder_training_beats_the_linear_decoder(slice_file: Path, tmp_pat
     assert trained.mean() > linear.mean() + 0.2
 
 
-def test_state_round_trip_continues_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", ["AdamW", "Muon"])
+def test_state_round_trip_continues_bit_for_bit(rule: str, tmp_path: Path) -> None:
     def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> None:
         optimizer.zero_grad()
-        module(torch.ones(1, 3)).sum().backward()
+        module(torch.ones(1, 3)).square().sum().backward()
         optimizer.step()
         ema.update(module)
 
     def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer, Ema]:
         torch.manual_seed(0)
         module = torch.nn.Linear(3, 2)
-        return module, torch.optim.AdamW(module.parameters(), 0.1), Ema(module)
+        optimizer = (
+            torch.optim.AdamW(module.parameters(), 0.1)
+            if rule == "AdamW"
+            else MuonAdamW(module.named_parameters(), 0.1, 0.1)
+        )
+        return module, optimizer, Ema(module)
 
     module, optimizer, ema = fresh()
     step(module, optimizer, ema)
@@ -144,7 +150,7 @@ def test_state_round_trip_continues_bit_for_bit(tmp_path: Path) -> None:
     other, other_optimizer, other_ema = fresh()
     assert load_state(tmp_path / "s", other, other_ema, other_optimizer)["samples"] == 7
     step(other, other_optimizer, other_ema)
-    assert torch.equal(module.weight, other.weight)
+    assert torch.equal(module.weight, other.weight) and torch.equal(module.bias, other.bias)
     assert torch.equal(ema.shadow["weight"], other_ema.shadow["weight"])
 
 

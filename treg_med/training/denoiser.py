@@ -161,7 +161,7 @@ def draw_timesteps(count: int, low_noise_share: float, high_noise_share: float, 
     Below 250 live the solvers that start from a reconstruction; only above 850, where even the mean intensity of a
     patch is lost in the noise, must the network take the contrast from the words.
     """
-    u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    u = _shuffled_strata(count, generator)
     middle = 1 - low_noise_share - high_noise_share
     t = torch.where(
         u < low_noise_share,
@@ -172,13 +172,18 @@ def draw_timesteps(count: int, low_noise_share: float, high_noise_share: float, 
             1000 - 150 * (1 - u) / high_noise_share,
         ),
     )
-    return t.long().clamp(0, 999)[torch.randperm(count, generator=generator)]
+    return t.long().clamp(0, 999)
 
 
 def draw_crop_timesteps(count: int, end: int, generator: torch.Generator) -> Tensor:
     """Stratified timesteps below `end`, ``(count,)``, evenly spread in the logarithm of ``t + 1``."""
+    return (torch.exp(_shuffled_strata(count, generator) * math.log(end)) - 1).long()
+
+
+def _shuffled_strata(count: int, generator: torch.Generator) -> Tensor:
+    """One uniform number from each of `count` equal parts of [0, 1), in random order."""
     u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    return (torch.exp(u * math.log(end)) - 1).long()[torch.randperm(count, generator=generator)]
+    return u[torch.randperm(count, generator=generator)]
 
 
 def train_denoiser(
