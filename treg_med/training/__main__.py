@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -82,15 +83,20 @@ def denoiser(
         Path | None, typer.Option(help="Folder of a UNet to start from when there is no checkpoint.")
     ] = None,
 ) -> None:
-    """Train the denoiser on the parts of the two other steps."""
+    """Train the denoiser on the parts of the two other steps.
+
+    ``torchrun --nproc-per-node N -m treg_med.training denoiser ...`` shares each batch among N processes.
+    """
     from diffusers import UNet2DConditionModel
     from transformers import AutoTokenizer, CLIPTextModel
 
     from treg_med.priors.autoencoder import NullSpaceAutoencoder
     from treg_med.training.denoiser import DenoiserSettings, train_denoiser
     from treg_med.training.slices import CaptionedSlices
+    from treg_med.training.workers import join_workers
 
     torch.set_num_threads(threads)
+    join_workers()
     settings = DenoiserSettings(samples=samples, batch=batch, rate=rate, bfloat16=bfloat16)
     numbers = train_denoiser(
         CaptionedSlices.load(slices, "train"),
@@ -102,9 +108,19 @@ def denoiser(
         settings,
         minutes=minutes,
         initial=UNet2DConditionModel.from_pretrained(initial, torch_dtype=torch.float32) if initial else None,
+        earlier_samples=_samples_seen(initial),
         log=_say,
     )
     _say(f"stopped at {numbers['samples']} samples, {numbers['seconds']:.0f} s")
+
+
+def _samples_seen(denoiser: Path | None) -> int:
+    """Samples behind the weights of a prior's ``unet`` folder, as its card tells."""
+    card = denoiser.parent / "prior.json" if denoiser else None
+    if card is None or not card.is_file():
+        return 0
+    training = json.loads(card.read_text(encoding="utf-8")).get("training", {})
+    return int(training.get("samples", 0)) + int(training.get("earlier_samples", 0))
 
 
 @app.command()
@@ -115,8 +131,6 @@ def export(
     threads: Threads = 1,
 ) -> None:
     """Assemble the trained parts into a prior folder with its card."""
-    import json
-
     from treg_med.training.export import export_prior
     from treg_med.training.slices import CaptionedSlices
 

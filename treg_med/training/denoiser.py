@@ -24,6 +24,7 @@ from treg_med.training.checkpoint import Ema, load_state, save_state
 from treg_med.training.muon import MuonAdamW
 from treg_med.training.slices import CaptionedSlices, augment, random_crops
 from treg_med.training.text_encoder import MAX_TOKENS
+from treg_med.training.workers import agreed, average_gradients, worker
 
 __all__ = [
     "CaptionBank",
@@ -88,14 +89,16 @@ class CaptionBank:
         tokenizer: PreTrainedTokenizerFast,
         encoder: CLIPTextModel,
         *,
-        variants: int = 4,
+        variants: int = 6,
         seed: int = 0,
     ) -> None:
         rng = random.Random(seed)  # noqa: S311 - sentences, not secrets
         texts: dict[str, int] = {"": 0}
         rows = []
         for known, caption in zip(attributes, captions, strict=True):
-            written = [caption, *(render_caption(known, rng)[0] for _ in range(variants))]
+            # From full sentences to a bare "FLAIR brain MRI": users write either.
+            dropouts = (0.8 * (k + 0.5) / variants for k in range(variants))
+            written = [caption, *(render_caption(known, rng, dropout)[0] for dropout in dropouts)]
             rows.append([texts.setdefault(text, len(texts)) for text in written])
         self.rows = torch.tensor(rows)
         self.states = encode_texts(list(texts), tokenizer, encoder)
@@ -144,7 +147,7 @@ class DenoiserSettings:
     low_noise_share: float = 0.5
     high_noise_share: float = 0.25
     crop: int = 128
-    crop_share: float = 0.75
+    crop_share: float = 0.5
     crop_timesteps: int = 350
     bfloat16: bool = False
     seed: int = 0
@@ -153,6 +156,10 @@ class DenoiserSettings:
         """Share of the full rates: warm-up, one, then linear to zero over the last `decay_share` of the samples."""
         left = (1 - samples / self.samples) / self.decay_share
         return min(1.0, samples / (self.warmup * self.batch), max(left, 1e-3))
+
+    def shows_crops(self, step: int) -> bool:
+        """Whether a step shows crops: evenly spread steps, the same ones in every process."""
+        return math.floor((step + 1) * self.crop_share) > math.floor(step * self.crop_share)
 
 
 def draw_timesteps(count: int, low_noise_share: float, high_noise_share: float, generator: torch.Generator) -> Tensor:
@@ -197,6 +204,7 @@ def train_denoiser(
     *,
     minutes: float = 1e9,
     initial: UNet2DConditionModel | None = None,
+    earlier_samples: int = 0,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train until `settings.samples` are seen or the budget ends; returns samples seen and seconds spent.
@@ -209,6 +217,7 @@ def train_denoiser(
     optimizer = MuonAdamW(model.named_parameters(), settings.rate, settings.muon_rate, dtype=precision)
     numbers: dict[str, Any] = {
         "samples": 0,
+        "earlier_samples": earlier_samples,
         "seconds": 0.0,
         "channels": list(model.config.block_out_channels),
     }
@@ -216,20 +225,27 @@ def train_denoiser(
         numbers = load_state(checkpoint, model, ema, optimizer)
         log(f"resumed at {numbers['samples']} samples")
     numbers["settings"] = asdict(settings)
-    generator = torch.Generator().manual_seed(settings.seed + int(numbers["samples"]))
+    rank, workers = worker()
+    generator = torch.Generator()
     bank = CaptionBank(slices.attributes, slices.captions, tokenizer, encoder, seed=settings.seed)
     alphas = build_scheduler().alphas_cumprod
     begun, before, saved, reported = time.monotonic(), numbers["seconds"], time.monotonic(), 0.0
-    while numbers["samples"] < settings.samples and time.monotonic() - begun < 60 * minutes:
+    while agreed(numbers["samples"] < settings.samples and time.monotonic() - begun < 60 * minutes):
         optimizer.schedule = settings.schedule(int(numbers["samples"]))
-        loss = _loss(model, slices, bank, autoencoder, alphas, settings, generator)
+        crops = settings.shows_crops(numbers["samples"] // settings.batch)
+        # Seeded by the samples seen: an interrupted run draws what an uninterrupted one would have drawn.
+        generator.manual_seed(settings.seed + (numbers["samples"] + rank * (settings.batch // workers)) * 1_000_003)
+        loss = _loss(model, slices, bank, autoencoder, alphas, settings, crops, settings.batch // workers, generator)
         loss.backward()
+        average_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         ema.update(model)
         numbers["samples"] += settings.batch
         numbers["seconds"] = before + time.monotonic() - begun
+        if rank > 0:
+            continue
         if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
             saved = time.monotonic()
             save_state(checkpoint, model, ema, optimizer, numbers)
@@ -237,7 +253,8 @@ def train_denoiser(
         if numbers["seconds"] - reported > _SECONDS_BETWEEN_REPORTS:
             reported = numbers["seconds"]
             log(f"{numbers['samples']} samples: " + _report(model, ema, validation, autoencoder, tokenizer, encoder))
-    save_state(checkpoint, model, ema, optimizer, numbers)
+    if rank == 0:
+        save_state(checkpoint, model, ema, optimizer, numbers)
     return numbers
 
 
@@ -258,15 +275,17 @@ def _loss(
     autoencoder: NullSpaceAutoencoder,
     alphas: Tensor,
     settings: DenoiserSettings,
+    crops: bool,
+    count: int,
     generator: torch.Generator,
 ) -> Tensor:
-    chosen = slices.draw(settings.batch, generator)
+    chosen = slices.draw(count, generator)
     images, masks = augment(slices.images[chosen].float() / 255, slices.masks[chosen].float(), generator)
-    if bool(torch.rand((), generator=generator) < settings.crop_share):
+    if crops:
         images, masks = random_crops(images, masks, settings.crop, generator)
-        t = draw_crop_timesteps(settings.batch, settings.crop_timesteps, generator)
+        t = draw_crop_timesteps(count, settings.crop_timesteps, generator)
     else:
-        t = draw_timesteps(settings.batch, settings.low_noise_share, settings.high_noise_share, generator)
+        t = draw_timesteps(count, settings.low_noise_share, settings.high_noise_share, generator)
     with torch.no_grad():
         z = autoencoder.coefficients(images * 2 - 1) * autoencoder.config.scaling_factor
     weight = 1 + settings.lesion_weight * functional.adaptive_max_pool2d(masks, z.shape[-2:])
