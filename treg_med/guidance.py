@@ -11,7 +11,7 @@ __all__ = ["guided_prediction"]
 
 
 def guided_prediction(
-    prior: Prior, latent: Tensor, timestep: int, text: Tensor, null: Tensor, guidance_scale: float
+    prior: Prior, latent: Tensor, timestep: int | Tensor, text: Tensor, null: Tensor, guidance_scale: float
 ) -> Prediction:
     r"""Noise and clean estimate under guidance, :math:`\epsilon_\varnothing + w (\epsilon_c - \epsilon_\varnothing)`.
 
@@ -23,7 +23,7 @@ def guided_prediction(
         The diffusion prior.
     latent : Tensor ``(n, c, h, w)``
         Noisy latent at ``timestep``.
-    timestep : int
+    timestep : int or Tensor ``(n,)``
         Index into the training schedule.
     text, null : Tensor ``(n, ...)``
         Conditions of the prompt and of the empty text.
@@ -34,7 +34,8 @@ def guided_prediction(
         return prior.predict(latent, timestep, text)
     if guidance_scale == 0:
         return prior.predict(latent, timestep, null)
-    both = prior.predict(torch.cat([latent, latent]), timestep, torch.cat([null, text]))
+    twice = timestep.repeat(2) if isinstance(timestep, Tensor) else timestep
+    both = prior.predict(torch.cat([latent, latent]), twice, torch.cat([null, text]))
     noise_null, noise_text = both.noise.chunk(2)
     clean_null, clean_text = both.clean.chunk(2)
     return Prediction(

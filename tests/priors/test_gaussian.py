@@ -35,15 +35,16 @@ def test_clean_estimate_is_the_conditional_mean(timestep: int) -> None:
     assert torch.allclose(a.sqrt() * clean + (1 - a).sqrt() * noise, z, atol=1e-10)
 
 
-def test_error_std_is_the_error_that_samples_show() -> None:
+def test_one_timestep_per_latent_is_each_by_itself() -> None:
     prior = _prior()
-    generator = torch.Generator().manual_seed(1)
-    factor = torch.linalg.cholesky(prior.covariance)
-    x = (factor @ torch.randn(16, 20000, generator=generator, dtype=torch.float64)).T.reshape(-1, 1, 4, 4)
-    a = prior.alphas_cumprod[400]
-    z = a.sqrt() * x + (1 - a).sqrt() * torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    error = (prior.predict(z, 400, prior.embed("")).clean - x).square().mean().sqrt()
-    assert float(error) == pytest.approx(prior.error_std(400), rel=0.01)
+    z = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    text, null = prior.embed(["bright", "bright"]), prior.embed(["", ""])
+    together = guided_prediction(prior, z, torch.tensor([200, 700]), text, null, 2.0)
+    for index, timestep in enumerate((200, 700)):
+        pick = slice(index, index + 1)
+        alone = guided_prediction(prior, z[pick], timestep, text[pick], null[pick], 2.0)
+        assert torch.allclose(together.clean[pick], alone.clean, atol=1e-12)
+        assert torch.allclose(together.noise[pick], alone.noise, atol=1e-12)
 
 
 def test_guidance_end_points_and_extrapolation() -> None:

@@ -126,16 +126,6 @@ def test_card_checksums_are_verified(tiny_prior_folder: Path, tmp_path: Path) ->
         LatentPrior.from_pretrained(copy)
 
 
-def test_error_table_is_interpolated(prior: LatentPrior) -> None:
-    prior.card["error_std"] = {"100": 0.1, "200": 0.3}
-    try:
-        assert prior.error_std(150) == pytest.approx(0.2)
-        assert prior.error_std(1) == pytest.approx(0.1)
-        assert prior.error_std(999) == pytest.approx(0.3)
-    finally:
-        del prior.card["error_std"]
-
-
 def test_flow_schedulers_are_refused(prior: LatentPrior) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 

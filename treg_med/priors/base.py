@@ -45,10 +45,6 @@ class Prior(Protocol):
         """Sentences a user should read before trusting what the prior makes of a text."""
         ...
 
-    def predict(self, latent: Tensor, timestep: int, condition: Tensor) -> Prediction:
-        """Noise and clean latent at a timestep of the training schedule."""
-        ...
-
-    def error_std(self, timestep: int) -> float:
-        """Root-mean-square error per pixel, in image units, of the decoded clean estimate at a timestep."""
+    def predict(self, latent: Tensor, timestep: int | Tensor, condition: Tensor) -> Prediction:
+        """Noise and clean latent at one timestep of the training schedule, or at one per latent ``(n,)``."""
         ...

@@ -69,18 +69,13 @@ class GaussianPrior:
         """Return nothing: a known text has its exact mean, and an unknown one is an error."""
         return ()
 
-    def predict(self, latent: Tensor, timestep: int, condition: Tensor) -> Prediction:
-        """Return the exact noise and clean estimates at a timestep."""
-        alpha = float(self.alphas_cumprod[timestep])
+    def predict(self, latent: Tensor, timestep: int | Tensor, condition: Tensor) -> Prediction:
+        """Return the exact noise and clean estimates at a timestep, or at one per latent ``(n,)``."""
+        alpha = self.alphas_cumprod[torch.as_tensor(timestep).expand(len(latent))][:, None]
+        signal, spread = (part.sqrt()[..., None, None].to(latent) for part in (alpha, 1 - alpha))
         mean = condition.to(latent)
-        gain = alpha**0.5 * self._variances / (alpha * self._variances + 1 - alpha)
-        away = (latent - alpha**0.5 * mean).flatten(1).double()
+        gain = alpha.sqrt() * self._variances / (alpha * self._variances + 1 - alpha)
+        away = (latent - signal * mean).flatten(1).double()
         moved = (away @ self._vectors * gain) @ self._vectors.T
         clean = mean + moved.to(latent).reshape(latent.shape)
-        return Prediction((latent - alpha**0.5 * clean) / (1 - alpha) ** 0.5, clean)
-
-    def error_std(self, timestep: int) -> float:
-        """Return the posterior standard deviation per pixel, averaged in the mean square."""
-        alpha = float(self.alphas_cumprod[timestep])
-        variance = self._variances * (1 - alpha) / (alpha * self._variances + 1 - alpha)
-        return float(variance.mean().sqrt())
+        return Prediction((latent - signal * clean) / spread, clean)

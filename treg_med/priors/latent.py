@@ -184,31 +184,19 @@ class LatentPrior:
                 out.append("the prior was never trained on these words: " + ", ".join(strange))
         return tuple(out)
 
-    def predict(self, latent: Tensor, timestep: int, condition: Tensor) -> Prediction:
-        """Return noise and clean latent of ``z_t`` at a timestep, whatever the network predicts."""
-        steps = torch.full((len(latent),), int(timestep), device=latent.device)
+    def predict(self, latent: Tensor, timestep: int | Tensor, condition: Tensor) -> Prediction:
+        """Return noise and clean latent of ``z_t`` at one timestep or one per latent, whatever the network predicts."""
+        steps = torch.as_tensor(timestep, device=latent.device).expand(len(latent))
         output = self.unet(
             latent.to(self.unet.dtype), steps, encoder_hidden_states=condition.to(self.unet.dtype)
         ).sample.float()
-        alpha = self.alphas_cumprod[int(timestep)].to(latent)
+        alpha = self.alphas_cumprod[steps].view(-1, 1, 1, 1).to(latent)
         signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
         if self.prediction_type == "v_prediction":
             return Prediction(spread * latent + signal * output, signal * latent - spread * output)
         if self.prediction_type == "epsilon":
             return Prediction(output, (latent - spread * output) / signal)
         return Prediction((latent - signal * output) / spread, output)
-
-    def error_std(self, timestep: int) -> float:
-        """Return the error per pixel of the decoded clean estimate: measured in the card, else the schedule's bound.
-
-        The bound is the error of keeping the noisy latent, at most one latent standard deviation.
-        """
-        table = self.card.get("error_std")
-        if table:
-            known = sorted((int(t), float(e)) for t, e in table.items())
-            return _interpolate(known, timestep)
-        alpha = float(self.alphas_cumprod[timestep])
-        return 0.5 * min(((1 - alpha) / max(alpha, 1e-6)) ** 0.5, 1.0)
 
     def _normalisation(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return shift and scale with ``latent = (raw - shift) * scale``."""
@@ -243,15 +231,6 @@ class LatentPrior:
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in self._facts())
         return f"<table><caption><b>LatentPrior</b></caption>{rows}</table>"
-
-
-def _interpolate(known: list[tuple[int, float]], t: int) -> float:
-    if t <= known[0][0]:
-        return known[0][1]
-    for (t0, e0), (t1, e1) in zip(known, known[1:], strict=False):
-        if t <= t1:
-            return e0 + (e1 - e0) * (t - t0) / (t1 - t0)
-    return known[-1][1]
 
 
 def _read_card(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from treg_med.guidance import guided_prediction
 from treg_med.priors.base import Prediction, Prior
 from treg_med.solvers.base import Problem, Solver, per_image, setting
 from treg_med.solvers.data_step import CarriedPhase, PhaseAwareDataStep
+from treg_med.solvers.noise_levels import NoiseLevel, encoder_gain, noise_levels
 from treg_med.solvers.total_variation import TotalVariation
 
 __all__ = ["TReg"]
@@ -26,148 +27,171 @@ _BISECTIONS = 8
 class TReg(Solver):
     r"""Alternate a text-conditioned latent prior step with a data step in image space.
 
-    At each timestep, with :math:`a = \bar\alpha_t`, the next level :math:`a'`, prompt c and decoder D, encoder E:
+    At each noise level :math:`\sigma_k` of the image, with a timestep of that level, :math:`a = \bar\alpha_t`,
+    prompt c, decoder D and encoder E:
 
     .. math::
+        \hat z &= a\, E(|x|_\phi) + (1 - a)\, z_0^{(k-1)} \\
+        z_t &= \sqrt{a}\, \hat z + \sqrt{1-a}\, \sqrt{1 - \nu_k^2/\sigma_k^2}\;
+            (c_n \epsilon^{(k-1)} + \sqrt{1 - c_n^2}\, n), \qquad n \sim N(0, I) \\
         \epsilon &= \epsilon_\varnothing + w (\epsilon_c - \epsilon_\varnothing), \qquad
         z_0 = (z_t - \sqrt{1-a}\,\epsilon) / \sqrt{a} \\
-        x &= \arg\min_x \|A x - y\|^2 / \sigma^2 + \|x - D(z_0) e^{i\phi}\|^2 / \tau_t^2 \\
-        \hat z &= a' E(|x|_\phi) + (1 - a') z_0 \\
-        z_{t'} &= \sqrt{a'}\, \hat z + \sqrt{1-a'}\, (c_n \epsilon + \sqrt{1 - c_n^2}\, n), \qquad n \sim N(0, I)
+        d &= D(z_0) + S_{\nu_k}(|x|_\phi - D(E(|x|_\phi))) \\
+        x &= \arg\min_x \|A x - y\|^2 / \sigma^2 + \|x - (|x|_\phi + r (d - |x|_\phi)) e^{i\phi}\|^2 / \tau_k^2
 
-    where :math:`\tau_t` is the error of the prior's clean estimate, :math:`\phi` the phase carried beside the
-    magnitude and :math:`c_n` = `noise_memory` (``sqrt(1 - a')`` in the publication). The loop starts from the
-    classical reconstruction noised to `start_timestep`, or from pure noise. A last step in pixel space brings the
-    image to the noise level of the data, so the decoder's error never stays in the result.
+    The network is told the noise it gets: of the level :math:`\sigma_k` only that part is added which the image does
+    not hold already, :math:`\nu_k` being what the last data step let in. What the autoencoder cannot represent is
+    kept where it stands above that noise (soft threshold S). :math:`\phi` is the phase carried beside the magnitude,
+    :math:`\tau_k` = `trust` :math:`\sigma_k`, r = `relaxation` and :math:`c_n` = `noise_memory` (``sqrt(1 - a)`` in
+    the publication). With `antithetic` the clean estimate is the mean over n and -n. The loop starts from the
+    classical reconstruction, or from pure noise; a last step in pixel space brings the image to the noise level of the
+    data.
 
     Kim, Park, Chung, Ye: Regularization by Texts for Latent Diffusion Inverse Solvers, ICLR 2025, arXiv 2311.15658.
-    Adaptive negation of the empty prompt is not part of this preset.
+    Noise levels of a plug-and-play loop: Zhu et al., DiffPIR, CVPR workshops 2023, arXiv 2305.08995. Adaptive negation
+    of the empty prompt is not part of these presets.
     """
 
     name: ClassVar[str] = "treg"
     needs_prior: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
         # What the words draw where the data leave room; a sample, not an estimate.
         "generative": {
-            "start_timestep": 250,
-            "steps": 20,
+            "start_noise": 0.3,
             "guidance_scale": 2.0,
-            "prior_weight": 1.0,
-            "injected_noise": 1.0,
-            "trust": 1.0,
+            "relaxation": 1.0,
+            "own_noise": 0.0,
+            "antithetic": False,
+            "noise_memory": None,
         },
     }
 
-    start: str = setting("classical", choices=("classical", "noise"), help="initial latent")
-    start_timestep: int = setting(
-        12, minimum=1, maximum=999, help="timestep the classical start is noised to"
+    start: str = setting("classical", choices=("classical", "noise"), help="initial image")
+    start_noise: float = setting(
+        0.15, above=0.0, maximum=100.0, help="first noise level of a classical start, share of the image's upper level"
     )
-    steps: int = setting(4, minimum=1, maximum=1000, help="diffusion steps")
+    end_noise: float = setting(0.75, above=0.0, help="last noise level, in units of the data's noise per real part")
+    steps: int = setting(20, minimum=1, maximum=1000, help="diffusion steps")
     guidance_scale: float = setting(1.0, minimum=0.0, maximum=30.0, help="w of classifier-free guidance")
-    prior_weight: float = setting(
-        0.5,
-        above=0.0,
-        maximum=1.0,
-        help="share of the prior's estimate in each step; the rest is the current image",
+    relaxation: float = setting(
+        1.4, above=0.0, maximum=2.0, help="step towards the prior's estimate; 1 takes it whole, as the last step does"
     )
     data_every: int = setting(1, minimum=1, help="a data step every that many diffusion steps")
     trust: float = setting(
-        0.3, above=0.0, help="multiplies the prior's error tau_t: larger trusts the data more"
+        3.0, above=0.0, help="error tau_k of the prior's estimate per noise level: larger trusts the data more"
+    )
+    own_noise: float = setting(
+        1.1, minimum=0.0, help="noise in an image fitted to the data, in units of the data's noise per real part"
     )
     noise_memory: float | None = setting(
-        None, minimum=0.0, maximum=1.0, help="share c_n of predicted noise kept; None is sqrt(1 - a')"
+        0.0, minimum=0.0, maximum=1.0, help="share c_n of predicted noise kept; None is sqrt(1 - a)"
     )
-    injected_noise: float = setting(
-        0.0,
-        minimum=0.0,
-        maximum=1.0,
-        help="scales all noise added to the latent; 0 is deterministic plug-and-play",
-    )
+    antithetic: bool = setting(True, help="average the clean estimate over each noise and its negative")
     phase_width: float = setting(4.0, minimum=0.0, help="low-pass width of the phase in pixels")
-    data_iterations: int = setting(8, minimum=1, help="conjugate-gradient iterations of a data step")
+    data_iterations: int = setting(12, minimum=1, help="conjugate-gradient iterations of a data step")
     use_prior: bool = setting(True, help="False is the control: the same pipeline with the network removed")
-
-    @property
-    def stochastic(self) -> bool:  # type: ignore[override]
-        """Whether any noise is drawn."""
-        return self.start == "noise" or self.injected_noise > 0
 
     def solve(self, problem: Problem) -> Tensor:
         """Return the image ``(*batch, H, W)`` in working units."""
         prior: Prior = problem.prior
         classical = TotalVariation().solve_phased(problem)
-        image, phase = classical.image, CarriedPhase.of(classical, self.phase_width)
-        codec = _codec(problem, prior, image.abs())
+        phase = CarriedPhase.of(classical, self.phase_width)
+        magnitude = phase.along(classical.image)
+        codec = _codec(problem, prior, classical.image.abs())
+        units = 2 * torch.as_tensor(codec.scale, device=magnitude.device)  # of the prior's range per working unit
         data = PhaseAwareDataStep(problem, max_iter=self.data_iterations)
-        magnitude = phase.along(image)
         condition = self._conditions(problem, prior)
-        timesteps = self._timesteps()
         current = codec.encode(magnitude)
-        known = prior.encode(current)
-        latent = self._initial_latent(problem, prior, known, timesteps[0])
-        for step, (now, after) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
-            prediction = self._prior_step(problem, prior, latent, now, condition, known)
-            # What the autoencoder cannot represent stays as it is: only the latent part is the prior's to change.
-            unseen = current - prior.decode(known)
-            magnitude = codec.decode(prior.decode(prediction.clean) + unseen, problem.batch_shape)
-            if after is None:
+        levels = self._levels(problem, prior, current, units)
+        own = torch.zeros_like(levels[0].std)
+        estimate: Prediction | None = None
+        for step, level in enumerate(levels):
+            known = prior.encode(current)
+            latent = self._noised(problem, prior, known, estimate, level, own)
+            estimate = self._prior_step(problem, prior, latent, level.timestep, condition, known)
+            seen = prior.decode(estimate.clean.unflatten(0, (-1, len(known))).mean(0))
+            unseen = _soft_threshold(current - prior.decode(known), own)
+            denoised = seen + unseen if self.use_prior else current
+            if step == len(levels) - 1:
+                magnitude = codec.decode(denoised, problem.batch_shape)
                 break
+            magnitude = codec.decode(torch.lerp(current, denoised, self.relaxation), problem.batch_shape)
             if step % self.data_every == 0:
-                image = data(
-                    magnitude, phase, self.trust * prior.error_std(now) / 2 / torch.as_tensor(codec.scale)
-                )
+                error = (self.trust * level.std).reshape(problem.batch_shape) / units
+                image = data(magnitude, phase, error)
                 phase = phase.refined(image)
                 magnitude = phase.along(image)
-            problem.log("treg", step + 1, len(timesteps), timestep=now, residual=problem.residual(image))
+                own = torch.minimum(self._own_noise(problem, units, error), level.std)
+            problem.log(
+                "treg",
+                step + 1,
+                len(levels),
+                timestep=level.timestep.reshape(problem.batch_shape),
+                residual=problem.residual(magnitude * phase.rotation),
+            )
             current = codec.encode(magnitude)
-            known = prior.encode(current)
-            latent = self._renoise(problem, prior, known, prediction, after)
         return _to_noise_level(problem, data, magnitude, phase)
 
-    def _timesteps(self) -> list[int]:
-        first = self.start_timestep if self.start == "classical" else 999
-        return [max(int(round(first * (1 - i / self.steps))), 1) for i in range(self.steps)]
+    def _levels(self, problem: Problem, prior: Prior, current: Tensor, units: Tensor) -> list[NoiseLevel]:
+        """Noise levels from the start to the noise of the data, both in the prior's image units."""
+        last = (self.end_noise * _real_noise(problem) * units).reshape(-1)
+        start = 2 * self.start_noise if self.start == "classical" else math.inf
+        gain = encoder_gain(prior, current)
+        return list(noise_levels(prior, gain, last.clamp_min(start), last, self.steps))
+
+    def _own_noise(self, problem: Problem, units: Tensor, error: Tensor) -> Tensor:
+        """Noise of the data in the image after a data step that weighed the prior by sigma^2 / error^2."""
+        share = 1 / (1 + (problem.noise_std / error).square())
+        return (self.own_noise * _real_noise(problem) * units * share).reshape(-1)
 
     def _conditions(self, problem: Problem, prior: Prior) -> tuple[Tensor, Tensor]:
         text, null = prior.embed([problem.text or "", ""]).to(problem.y.device).unsqueeze(1).unbind()
         for message in prior.text_warnings(problem.text or ""):
             problem.warn(message)
-        count = math.prod(problem.batch_shape)
+        count = math.prod(problem.batch_shape) * (2 if self.antithetic else 1)
         return text.expand(count, *text.shape[1:]), null.expand(count, *null.shape[1:])
 
-    def _initial_latent(self, problem: Problem, prior: Prior, clean: Tensor, timestep: int) -> Tensor:
-        alpha = float(prior.alphas_cumprod[timestep])
-        noise = _shared_noise(clean, problem.generator)
-        if self.start == "noise":
-            return noise
-        return alpha**0.5 * clean + self.injected_noise * (1 - alpha) ** 0.5 * noise
+    def _noised(
+        self,
+        problem: Problem,
+        prior: Prior,
+        known: Tensor,
+        before: Prediction | None,
+        level: NoiseLevel,
+        own: Tensor,
+    ) -> Tensor:
+        """Latents of the current image at a noise level, ``(n, ...)`` or the antithetic ``(2 n, ...)``."""
+        fresh = _shared_noise(known, problem.generator)
+        noise = torch.cat([fresh, -fresh]) if self.antithetic else fresh
+        repeats = (2 if self.antithetic else 1, 1, 1, 1)
+        alpha = per_image(prior.alphas_cumprod[level.timestep].to(known), 3)
+        missing = (1 - (own / level.std).square()).clamp_min(0).sqrt()
+        spread = (1 - alpha).sqrt() * per_image(missing.to(known), 3)
+        if before is None:
+            start = torch.zeros_like(known) if self.start == "noise" else known
+            return (alpha.sqrt() * start).repeat(repeats) + spread.repeat(repeats) * noise
+        memory = (1 - alpha).sqrt() if self.noise_memory is None else torch.full_like(alpha, self.noise_memory)
+        memory, alpha, spread = memory.repeat(repeats), alpha.repeat(repeats), spread.repeat(repeats)
+        mixed = alpha * known.repeat(repeats) + (1 - alpha) * before.clean
+        return alpha.sqrt() * mixed + spread * (memory * before.noise + (1 - memory**2).sqrt() * noise)
 
     def _prior_step(
         self,
         problem: Problem,
         prior: Prior,
         latent: Tensor,
-        timestep: int,
+        timestep: Tensor,
         condition: tuple[Tensor, Tensor],
         known: Tensor,
     ) -> Prediction:
         """Noise and clean latent; the control passes the latent of the current image on instead."""
+        repeats = len(latent) // len(known)
         if not self.use_prior:
-            return Prediction(torch.zeros_like(known), known)
-        problem.nfe += 1 if self.guidance_scale in (0, 1) else 2
-        noise, clean = guided_prediction(prior, latent, timestep, *condition, self.guidance_scale)
-        return Prediction(noise, torch.lerp(known, clean, self.prior_weight))
-
-    def _renoise(
-        self, problem: Problem, prior: Prior, known: Tensor, prediction: Prediction, timestep: int
-    ) -> Tensor:
-        alpha = float(prior.alphas_cumprod[timestep])
-        mixed = alpha * known + (1 - alpha) * prediction.clean
-        memory = math.sqrt(1 - alpha) if self.noise_memory is None else self.noise_memory
-        fresh = _shared_noise(mixed, problem.generator)
-        spread = self.injected_noise * (1 - alpha) ** 0.5
-        return alpha**0.5 * mixed + spread * (memory * prediction.noise + math.sqrt(1 - memory**2) * fresh)
+            return Prediction(torch.zeros_like(latent), known.repeat(repeats, 1, 1, 1))
+        problem.nfe += repeats * (1 if self.guidance_scale in (0, 1) else 2)
+        return guided_prediction(prior, latent, timestep.repeat(repeats), *condition, self.guidance_scale)
 
 
 def _codec(problem: Problem, prior: Prior, magnitude: Tensor) -> ImageCodec:
@@ -185,6 +209,16 @@ def _upper_level(magnitude: Tensor) -> Tensor:
     flat = magnitude.flatten(-2)
     inside = flat > 0.1 * flat.amax(-1, keepdim=True)
     return torch.nanquantile(torch.where(inside, flat, torch.nan), 0.997, dim=-1)
+
+
+def _real_noise(problem: Problem) -> Tensor:
+    """Return the standard deviation of the data's noise per real part, in working units ``(*batch,)``."""
+    return problem.noise_std / math.sqrt(2) if problem.y.is_complex() else problem.noise_std
+
+
+def _soft_threshold(image: Tensor, threshold: Tensor) -> Tensor:
+    """Shrink every pixel of ``(n, 1, H, W)`` towards zero by the threshold ``(n,)`` of its image."""
+    return image.sgn() * (image.abs() - per_image(threshold.to(image), 3)).clamp_min(0)
 
 
 def _shared_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -115,7 +115,7 @@ def denoiser(
 
 
 def _samples_seen(denoiser: Path | None) -> int:
-    """Samples behind the weights of a prior's ``unet`` folder, as its card tells."""
+    """Return the samples behind the weights of a prior's ``unet`` folder, as its card tells."""
     card = denoiser.parent / "prior.json" if denoiser else None
     if card is None or not card.is_file():
         return 0
