@@ -73,10 +73,10 @@ class TReg(Solver):
         0.15, above=0.0, maximum=100.0, help="first noise level of a classical start, share of the image's upper level"
     )
     end_noise: float = setting(0.75, above=0.0, help="last noise level, in units of the data's noise per real part")
-    steps: int = setting(20, minimum=1, maximum=1000, help="diffusion steps")
+    steps: int = setting(24, minimum=1, maximum=1000, help="diffusion steps")
     guidance_scale: float = setting(1.0, minimum=0.0, maximum=30.0, help="w of classifier-free guidance")
     relaxation: float = setting(
-        1.4, above=0.0, maximum=2.0, help="step towards the prior's estimate; 1 takes it whole, as the last step does"
+        1.7, above=0.0, maximum=2.0, help="step towards the prior's estimate; 1 takes it whole, as the last step does"
     )
     data_every: int = setting(1, minimum=1, help="a data step every that many diffusion steps")
     trust: float = setting(
@@ -91,7 +91,7 @@ class TReg(Solver):
     antithetic: bool = setting(True, help="average the clean estimate over each noise and its negative")
     phase_width: float = setting(4.0, minimum=0.0, help="low-pass width of the phase in pixels")
     data_iterations: int = setting(12, minimum=1, help="conjugate-gradient iterations of a data step")
-    use_prior: bool = setting(True, help="False is the control: the same pipeline with the network removed")
+    use_prior: bool = setting(True, help="False is the control: the classical image in place of the estimate")
 
     def solve(self, problem: Problem) -> Tensor:
         """Return the image ``(*batch, H, W)`` in working units."""
@@ -103,7 +103,7 @@ class TReg(Solver):
         units = 2 * torch.as_tensor(codec.scale, device=magnitude.device)  # of the prior's range per working unit
         data = PhaseAwareDataStep(problem, max_iter=self.data_iterations)
         condition = self._conditions(problem, prior)
-        current = codec.encode(magnitude)
+        current = begun = codec.encode(magnitude)
         levels = self._levels(problem, prior, current, units)
         own = torch.zeros_like(levels[0].std)
         estimate: Prediction | None = None
@@ -113,7 +113,7 @@ class TReg(Solver):
             estimate = self._prior_step(problem, prior, latent, level.timestep, condition, known)
             seen = prior.decode(estimate.clean.unflatten(0, (-1, len(known))).mean(0))
             unseen = _soft_threshold(current - prior.decode(known), own)
-            denoised = seen + unseen if self.use_prior else current
+            denoised = seen + unseen if self.use_prior else begun
             if step == len(levels) - 1:
                 magnitude = codec.decode(denoised, problem.batch_shape)
                 break
@@ -186,7 +186,7 @@ class TReg(Solver):
         condition: tuple[Tensor, Tensor],
         known: Tensor,
     ) -> Prediction:
-        """Noise and clean latent; the control passes the latent of the current image on instead."""
+        """Noise and clean latent; the control calls no network."""
         repeats = len(latent) // len(known)
         if not self.use_prior:
             return Prediction(torch.zeros_like(latent), known.repeat(repeats, 1, 1, 1))
