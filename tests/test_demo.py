@@ -1,4 +1,4 @@
-"""The demo runs from the installed package alone, with few steps."""
+"""The demo runs from the installed package alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABELS = ["zero-filled", "cg-sense", "wavelet", "tv", "treg-control", "treg"]
 @pytest.mark.slow
 @pytest.mark.skipif(not (DEFAULT_PRIOR / "prior.json").is_file(), reason="needs the embedded prior")
 def test_demo(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--steps", "3", "--json"])
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     residual = {row["label"]: row["residual"] for row in printed["results"]}

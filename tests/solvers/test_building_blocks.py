@@ -7,6 +7,7 @@ from torch import Tensor
 from tests.conformance.solvers import NOISE, measurement
 from treg_med.errors import ConfigError
 from treg_med.operators import CartesianMRI, Identity, LinearOperator, birdcage_maps, random_mask
+from treg_med.solvers.data_step import CarriedPhase
 from treg_med.solvers.differences import (
     divergence,
     gradient,
@@ -19,6 +20,7 @@ from treg_med.solvers.differences import (
 from treg_med.solvers.discrepancy import WeightSearch
 from treg_med.solvers.phase import refine_rotation, smooth_rotation
 from treg_med.solvers.preconditioner import fourier_diagonal
+from treg_med.solvers.total_variation import PhasedImage
 from treg_med.solvers.tv_splitting import TVSplitting
 from treg_med.solvers.wavelets import OrthogonalWavelet
 
@@ -187,3 +189,19 @@ def test_smooth_rotation_follows_a_smooth_phase_and_ignores_empty_images() -> No
     image = torch.polar(torch.ones(64, 64), 0.5 * torch.cos(torch.pi * rows))
     assert float((smooth_rotation(image, 2.0) - image).abs().max()) < 0.1
     assert bool((smooth_rotation(torch.zeros(8, 8, dtype=torch.complex64), 2.0) == 1).all())
+
+
+def test_a_phase_that_is_not_smooth_is_carried_as_it_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    magnitude = torch.rand(2, 16, 16, generator=generator) + 0.5
+    wild = torch.polar(torch.ones(2, 16, 16), 3 * torch.randn(2, 16, 16, generator=generator))
+    smooth_one = torch.ones_like(wild)
+    start = PhasedImage(
+        torch.stack([magnitude[0] * smooth_one[0], magnitude[1] * wild[1]]), magnitude, smooth_one
+    )
+    phase = CarriedPhase.of(start, 4.0)
+    assert phase.smooth.tolist() == [True, False]
+    assert torch.allclose(phase.along(start.image), magnitude, atol=1e-6)
+    turned = phase.refined(start.image * torch.polar(torch.tensor(1.0), torch.tensor(0.2)))
+    assert torch.equal(turned.rotation[1], phase.rotation[1]), "single pixels would copy their noise"
+    assert torch.allclose(turned.rotation[0].angle(), torch.full((16, 16), 0.2), atol=1e-4)

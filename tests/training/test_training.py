@@ -26,6 +26,7 @@ from treg_med.training.denoiser import (
 from treg_med.training.muon import MuonAdamW, orthogonalised
 from treg_med.training.slices import CaptionedSlices, augment, random_crops
 from treg_med.training.text_encoder import build_tokenizer
+from treg_med.training.workers import agreed, average_gradients, worker
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,66 @@ def test_denoiser_trains_resumes_and_exports(
     assert opened.card["sha256"] == card["sha256"] and opened.sha256
     assert card["metrics"]["denoising_error_std"]["282"] > 0
     assert json.loads((tmp_path / "prior" / "prior.json").read_text())["training"]["samples"] == 16
+
+
+def test_interrupted_run_equals_an_uninterrupted_one(
+    slice_file: Path, tmp_path: Path, tiny_prior_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    monkeypatch.setattr("treg_med.training.denoiser._SECONDS_BETWEEN_SAVES", -1.0)
+    train = CaptionedSlices.load(slice_file, "train")
+    parts = (
+        build_autoencoder(train, torch.Generator().manual_seed(0), 8, 16),
+        AutoTokenizer.from_pretrained(tiny_prior_folder / "tokenizer"),
+        CLIPTextModel.from_pretrained(tiny_prior_folder / "text_encoder").eval(),
+    )
+
+    def run(name: str, stop_at: str) -> None:
+        def log(line: str) -> None:
+            if line.startswith(stop_at):
+                raise KeyboardInterrupt
+
+        torch.manual_seed(0)
+        settings = DenoiserSettings(samples=24, batch=4, crop=32, crop_share=0.5, warmup=2)
+        train_denoiser(
+            train, train, *parts, tmp_path / name, settings, initial=build_denoiser(16, (16, 32)), log=log
+        )
+
+    run("whole", "never")
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", "12 samples")
+    run("broken", "never")
+    whole, broken = (averaged_denoiser(tmp_path / name)[0].state_dict() for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_crops_take_their_share_of_the_steps() -> None:
+    settings = DenoiserSettings(crop_share=0.75)
+    assert [settings.shows_crops(step) for step in range(8)] == [False, True, True, True] * 2
+
+
+def _average_of_two(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    layer = torch.nn.Linear(2, 1)
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, float(rank))
+    average_gradients(layer.parameters())
+    assert worker() == (rank, 2) and agreed(rank == 0) and not agreed(rank == 1)
+    assert all(bool((p.grad == 0.5).all()) for p in layer.parameters())
+    torch.distributed.destroy_process_group()
+
+
+def test_workers_average_their_gradients_and_follow_the_first(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_average_of_two, (str(tmp_path),), nprocs=2)
+
+
+def test_one_process_alone_needs_no_group() -> None:
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    average_gradients(layer.parameters())
+    assert worker() == (0, 1) and agreed(True) and not agreed(False)
+    assert bool((layer.weight.grad == 1).all())
 
 
 def test_command_restarts_from_half_precision_parts_in_mixed_precision(

@@ -44,10 +44,9 @@ class CarriedPhase:
         return cls(torch.where(per_image(smooth), start.rotation, torch.sgn(start.image)), smooth, width)
 
     def refined(self, image: Tensor) -> CarriedPhase:
-        """Turn towards the phase of an image, by a smooth turn where the phase is smooth."""
+        """Turn a smooth phase smoothly towards that of an image; the phase of single pixels would copy their noise."""
         turn = smooth_rotation(image * self.rotation.conj(), self.width)
-        pixels = torch.where(image == 0, self.rotation, torch.sgn(image))
-        return replace(self, rotation=torch.where(per_image(self.smooth), self.rotation * turn, pixels))
+        return replace(self, rotation=torch.where(per_image(self.smooth), self.rotation * turn, self.rotation))
 
     def along(self, image: Tensor) -> Tensor:
         """Signed magnitude of a complex image along the phase."""
