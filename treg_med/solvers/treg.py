@@ -103,17 +103,19 @@ class TReg(Solver):
         units = 2 * torch.as_tensor(codec.scale, device=magnitude.device)  # of the prior's range per working unit
         data = PhaseAwareDataStep(problem, max_iter=self.data_iterations)
         condition = self._conditions(problem, prior)
-        current = begun = codec.encode(magnitude)
+        current = denoised = codec.encode(magnitude)
         levels = self._levels(problem, prior, current, units)
+        if self.start == "noise":
+            current = prior.decode(torch.zeros_like(prior.encode(current)))
         own = torch.zeros_like(levels[0].std)
         estimate: Prediction | None = None
         for step, level in enumerate(levels):
-            known = prior.encode(current)
-            latent = self._noised(problem, prior, known, estimate, level, own)
-            estimate = self._prior_step(problem, prior, latent, level.timestep, condition, known)
-            seen = prior.decode(estimate.clean.unflatten(0, (-1, len(known))).mean(0))
-            unseen = _soft_threshold(current - prior.decode(known), own)
-            denoised = seen + unseen if self.use_prior else begun
+            if self.use_prior:
+                known = prior.encode(current)
+                latent = self._noised(problem, prior, known, estimate, level, own)
+                estimate = self._prior_step(problem, prior, latent, level.timestep, condition)
+                seen = prior.decode(estimate.clean.unflatten(0, (-1, len(known))).mean(0))
+                denoised = seen + _soft_threshold(current - prior.decode(known), own)
             if step == len(levels) - 1:
                 magnitude = codec.decode(denoised, problem.batch_shape)
                 break
@@ -170,8 +172,7 @@ class TReg(Solver):
         missing = (1 - (own / level.std).square()).clamp_min(0).sqrt()
         spread = (1 - alpha).sqrt() * per_image(missing.to(known), 3)
         if before is None:
-            start = torch.zeros_like(known) if self.start == "noise" else known
-            return (alpha.sqrt() * start).repeat(repeats) + spread.repeat(repeats) * noise
+            return (alpha.sqrt() * known).repeat(repeats) + spread.repeat(repeats) * noise
         memory = (1 - alpha).sqrt() if self.noise_memory is None else torch.full_like(alpha, self.noise_memory)
         memory, alpha, spread = memory.repeat(repeats), alpha.repeat(repeats), spread.repeat(repeats)
         mixed = alpha * known.repeat(repeats) + (1 - alpha) * before.clean
@@ -184,12 +185,9 @@ class TReg(Solver):
         latent: Tensor,
         timestep: Tensor,
         condition: tuple[Tensor, Tensor],
-        known: Tensor,
     ) -> Prediction:
-        """Noise and clean latent; the control calls no network."""
-        repeats = len(latent) // len(known)
-        if not self.use_prior:
-            return Prediction(torch.zeros_like(latent), known.repeat(repeats, 1, 1, 1))
+        """Return the guided noise and clean latents."""
+        repeats = len(latent) // len(timestep)
         problem.nfe += repeats * (1 if self.guidance_scale in (0, 1) else 2)
         return guided_prediction(prior, latent, timestep.repeat(repeats), *condition, self.guidance_scale)
 
