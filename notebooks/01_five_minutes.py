@@ -59,8 +59,8 @@ rec
 # %% [markdown]
 # ## Compare
 #
-# Beside the result stands its control, the same pipeline with the network removed: what the two share did not
-# come from the prior.
+# Beside the result stands its control, the same pipeline with the classical image in place of the prior's estimate:
+# what the two share did not come from the prior.
 
 # %%
 control = tm.reconstruct(measurement, solver="treg", prior=prior, seed=0, use_prior=False)
