@@ -60,6 +60,7 @@ def test_words_stay_apart_and_none_is_unknown(prior: LatentPrior) -> None:
             assert distance > 0.2, (texts[first], texts[second])
     assert prior.text_warnings(texts[0]) == ()
     assert "aquarium" in prior.text_warnings("axial aquarium")[0]
+    assert prior.text_warnings("contrast-enhanced T1-weighted brain MRI showing a glioma") == ()
 
 
 def test_denoiser_removes_noise_from_an_image_it_can_represent(prior: LatentPrior) -> None:

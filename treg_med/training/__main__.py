@@ -138,7 +138,7 @@ def export(
     card = export_prior(
         work,
         target,
-        CaptionedSlices.load(slices, "train", subjects_only="ms_").every(48),
+        CaptionedSlices.load(slices, "train"),
         CaptionedSlices.load(slices, "val", subjects_only="ms_").every(12),
     )
     _say(json.dumps(card["metrics"], indent=1))

@@ -87,7 +87,7 @@ def export_prior(parts: Path, target: Path, train: CaptionedSlices, validation: 
     target : Path
         Folder to write; replaced as a whole.
     train, validation : CaptionedSlices
-        For the error table (train) and the metrics (validation).
+        For the list of known words (train) and the metrics (validation).
     """
     staging = target.with_name(target.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
