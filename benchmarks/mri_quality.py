@@ -28,6 +28,7 @@ from treg_med.data.records import Measurement
 from treg_med.operators import CartesianMRI, birdcage_maps, complex_gaussian_noise, random_mask
 from treg_med.priors import LatentPrior
 from treg_med.solvers import get_solver
+from treg_med.training.captions import with_other_contrasts
 from treg_med.training.slices import CaptionedSlices
 
 NOISE_STD = 10 ** (-35 / 20)
@@ -80,20 +81,6 @@ def cases(slices: CaptionedSlices, per_subject: int, coils: int, acceleration: i
             )
 
 
-def wrong_contrast(caption: str) -> str:
-    """The caption with its contrast words replaced by those of another contrast."""
-    swaps = (
-        ("contrast-enhanced T1-weighted", "T2-weighted"),
-        ("T1-weighted", "T2-weighted"),
-        ("T2-FLAIR", "T1-weighted"),
-        ("T2-weighted", "T1-weighted"),
-    )
-    for said, instead in swaps:
-        if said in caption:
-            return caption.replace(said, instead)
-    raise ValueError(f"no contrast in {caption!r}")
-
-
 def score(image: Tensor, case: Case) -> tuple[float, float]:
     """PSNR in dB and SSIM of the magnitude."""
     prediction, reference = image.abs().numpy(), case.reference.numpy()
@@ -109,7 +96,7 @@ def methods(prior: LatentPrior, settings: dict[str, Any]) -> dict[str, tuple[Any
     treg = get_solver("treg", **settings)
     rows["treg, prior removed (control)"] = (get_solver("treg", **settings, use_prior=False), lambda _: None)
     rows["treg, empty text"] = (treg, lambda _: "")
-    rows["treg, wrong contrast"] = (treg, lambda case: wrong_contrast(case.caption))
+    rows["treg, wrong contrast"] = (treg, lambda case: with_other_contrasts(case.caption)[0])
     rows["treg, right text"] = (treg, lambda case: case.caption)
     return rows
 

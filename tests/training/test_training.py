@@ -13,7 +13,13 @@ from safetensors.torch import save_file
 
 from treg_med.priors import LatentPrior
 from treg_med.training.autoencoder import build_autoencoder, round_trip_psnr, train_autoencoder
-from treg_med.training.captions import ATTRIBUTES, SliceAttributes, parse_caption, render_caption
+from treg_med.training.captions import (
+    ATTRIBUTES,
+    SliceAttributes,
+    parse_caption,
+    render_caption,
+    with_other_contrasts,
+)
 from treg_med.training.checkpoint import Ema, load_state, save_state
 from treg_med.training.denoiser import (
     DenoiserSettings,
@@ -93,6 +99,16 @@ def test_captions_say_what_survives_and_nothing_else() -> None:
         ).lesions
         == "many"
     )
+
+
+def test_wrong_contrasts_replace_the_whole_word_and_never_name_the_right_one() -> None:
+    assert with_other_contrasts("Axial contrast-enhanced T1-weighted brain MRI.") == [
+        "Axial T2-weighted brain MRI.",
+        "Axial T2-FLAIR brain MRI.",
+    ]
+    assert with_other_contrasts("T2-FLAIR MRI") == ["T1-weighted MRI", "T2-weighted MRI"]
+    with pytest.raises(ValueError, match="no contrast"):
+        with_other_contrasts("brain MRI")
 
 
 def test_tokenizer_covers_the_grammar_without_unknowns() -> None:

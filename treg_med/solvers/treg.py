@@ -167,15 +167,15 @@ class TReg(Solver):
         """Latents of the current image at a noise level, ``(n, ...)`` or the antithetic ``(2 n, ...)``."""
         fresh = _shared_noise(known, problem.generator)
         noise = torch.cat([fresh, -fresh]) if self.antithetic else fresh
-        repeats = (2 if self.antithetic else 1, 1, 1, 1)
-        alpha = per_image(prior.alphas_cumprod[level.timestep].to(known), 3)
-        missing = (1 - (own / level.std).square()).clamp_min(0).sqrt()
-        spread = (1 - alpha).sqrt() * per_image(missing.to(known), 3)
+        copies = len(noise) // len(fresh)
+        known = known.repeat(copies, 1, 1, 1)
+        alpha = prior.alphas_cumprod[level.timestep].to(known)
+        missing = (1 - (own / level.std).square()).clamp_min(0).sqrt().to(known)
+        alpha, spread = (per_image(v.repeat(copies), 3) for v in (alpha, (1 - alpha).sqrt() * missing))
         if before is None:
-            return (alpha.sqrt() * known).repeat(repeats) + spread.repeat(repeats) * noise
+            return alpha.sqrt() * known + spread * noise
         memory = (1 - alpha).sqrt() if self.noise_memory is None else torch.full_like(alpha, self.noise_memory)
-        memory, alpha, spread = memory.repeat(repeats), alpha.repeat(repeats), spread.repeat(repeats)
-        mixed = alpha * known.repeat(repeats) + (1 - alpha) * before.clean
+        mixed = alpha * known + (1 - alpha) * before.clean
         return alpha.sqrt() * mixed + spread * (memory * before.noise + (1 - memory**2).sqrt() * noise)
 
     def _prior_step(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-__all__ = ["ATTRIBUTES", "SliceAttributes", "parse_caption", "render_caption"]
+__all__ = ["ATTRIBUTES", "SliceAttributes", "parse_caption", "render_caption", "with_other_contrasts"]
 
 UNKNOWN = "unspecified"
 
@@ -109,6 +109,23 @@ def parse_caption(caption: str, contrast: str, plane: str, finding: str) -> Slic
         age=int(age[1]) if age else 0,
         sex=sex[1] if sex else UNKNOWN,
     )
+
+
+#: Contrast words of the published captions and the contrasts they may be exchanged for; the longest word comes first.
+_PUBLISHED_CONTRAST = {
+    "contrast-enhanced T1-weighted": ("T2-weighted", "T2-FLAIR"),
+    "T1-weighted": ("T2-weighted", "T2-FLAIR"),
+    "T2-FLAIR": ("T1-weighted", "T2-weighted"),
+    "T2-weighted": ("T1-weighted", "T2-FLAIR"),
+}
+
+
+def with_other_contrasts(caption: str) -> list[str]:
+    """Return a published caption with its contrast word replaced by each wrong one; T1 with contrast agent is T1."""
+    for said, others in _PUBLISHED_CONTRAST.items():
+        if said in caption:
+            return [caption.replace(said, word, 1) for word in others]
+    raise ValueError(f"no contrast in {caption!r}")
 
 
 def render_caption(

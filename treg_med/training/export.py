@@ -14,7 +14,7 @@ from torch import Tensor
 
 from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors.latent import LatentPrior
-from treg_med.training.captions import SliceAttributes, render_caption
+from treg_med.training.captions import SliceAttributes, render_caption, with_other_contrasts
 from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["contrast_wins", "denoising_error", "export_prior"]
@@ -33,7 +33,7 @@ def denoising_error(
     for t in timesteps:
         squares = []
         for x, texts in zip(images.split(8), _chunks(slices.captions, 8), strict=True):
-            noisy = _noised(prior, x, t, generator)
+            noisy = _noised(prior, prior.encode(x), t, generator)
             clean = prior.predict(noisy, t, prior.embed(texts)).clean
             squares.append((prior.decode(clean) - x).square().mean((1, 2, 3)))
         out[t] = float(torch.cat(squares).mean().sqrt())
@@ -51,30 +51,15 @@ def contrast_wins(
     """
     generator = torch.Generator().manual_seed(seed)
     wins = []
-    for x, caption, known in zip(slices.images.float().split(1), slices.captions, slices.attributes, strict=True):
-        said = _CONTRAST_WORDS[known.contrast]
-        texts = [caption, *(caption.replace(said, word, 1) for word in _other_contrasts(known.contrast))]
-        condition = prior.embed(texts)
+    for x, caption in zip(slices.images.float().split(1), slices.captions, strict=True):
+        texts = [caption, *with_other_contrasts(caption)]
+        z, condition = prior.encode(x / 127.5 - 1), prior.embed(texts)
         errors = torch.zeros(len(texts))
         for _ in range(draws):
-            noisy = _noised(prior, x / 127.5 - 1, timestep, generator).expand(len(texts), -1, -1, -1)
-            clean = prior.predict(noisy, timestep, condition).clean
-            errors += (clean - prior.encode(x / 127.5 - 1)).square().mean((1, 2, 3))
+            noisy = _noised(prior, z, timestep, generator).expand(len(texts), -1, -1, -1)
+            errors += (prior.predict(noisy, timestep, condition).clean - z).square().mean((1, 2, 3))
         wins += (errors[0] < errors[1:]).tolist()
     return sum(wins) / len(wins)
-
-
-_CONTRAST_WORDS = {
-    "T1w": "T1-weighted",
-    "T1w+Gd": "contrast-enhanced T1-weighted",
-    "T2w": "T2-weighted",
-    "FLAIR": "T2-FLAIR",
-}
-
-
-def _other_contrasts(contrast: str) -> list[str]:
-    family = contrast.split("+")[0]
-    return [word for name, word in _CONTRAST_WORDS.items() if "+" not in name and name != family]
 
 
 def export_prior(parts: Path, target: Path, train: CaptionedSlices, validation: CaptionedSlices) -> dict[str, Any]:
@@ -175,9 +160,8 @@ def _words(attributes: list[SliceAttributes]) -> list[str]:
     return sorted(w for w in seen if w and not any(c.isdigit() for c in w))
 
 
-def _noised(prior: LatentPrior, x: Tensor, timestep: int, generator: torch.Generator) -> Tensor:
+def _noised(prior: LatentPrior, z: Tensor, timestep: int, generator: torch.Generator) -> Tensor:
     alpha = prior.alphas_cumprod[timestep]
-    z = prior.encode(x)
     return alpha.sqrt() * z + (1 - alpha).sqrt() * torch.randn(z.shape, generator=generator)
 
 
