@@ -28,7 +28,7 @@ from treg_med.data.records import Measurement
 from treg_med.operators import CartesianMRI, birdcage_maps, complex_gaussian_noise, random_mask
 from treg_med.priors import LatentPrior
 from treg_med.solvers import get_solver
-from treg_med.training.captions import with_other_contrasts
+from treg_med.training.captions import counterfactuals
 from treg_med.training.slices import CaptionedSlices
 
 NOISE_STD = 10 ** (-35 / 20)
@@ -96,7 +96,7 @@ def methods(prior: LatentPrior, settings: dict[str, Any]) -> dict[str, tuple[Any
     treg = get_solver("treg", **settings)
     rows["treg, prior removed (control)"] = (get_solver("treg", **settings, use_prior=False), lambda _: None)
     rows["treg, empty text"] = (treg, lambda _: "")
-    rows["treg, wrong contrast"] = (treg, lambda case: with_other_contrasts(case.caption)[0])
+    rows["treg, wrong contrast"] = (treg, lambda case: counterfactuals(case.caption, "contrast")[0])
     rows["treg, right text"] = (treg, lambda case: case.caption)
     return rows
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from treg_med.solvers.base import Callback
     from treg_med.volume import MethodResult
 
-__all__ = ["method_table", "print_json", "print_warnings", "progress_bar", "stdout"]
+__all__ = ["method_table", "print_json", "print_warnings", "progress_bar", "stdout", "training_bar"]
 
 
 def stdout() -> Console:
@@ -62,6 +62,23 @@ def progress_bar() -> Iterator[Callable[[str], Callback]]:
             )
 
         yield start
+
+
+@contextmanager
+def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[int, int, str], None] | None]]:
+    """Give what a training tells: a function for lines, and one for the bar, None where stderr is no terminal."""
+    console = Console(stderr=True, highlight=False)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    if not console.is_terminal:
+        yield say, None
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("", total=None)
+        yield say, lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
 
 
 def method_table(title: str, rows: Sequence[MethodResult]) -> Table:

@@ -28,7 +28,7 @@ from torch import Tensor
 from treg_med.data.records import Geometry, Measurement, Reconstruction
 from treg_med.errors import ConfigError, GeometryError, NumericsError
 from treg_med.operators import LinearOperator, estimate_noise_std
-from treg_med.solvers.settings import check_settings, setting
+from treg_med.settings import check_settings, setting
 
 __all__ = [
     "Callback",

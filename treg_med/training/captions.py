@@ -1,71 +1,39 @@
-"""The caption grammar: exact attributes of a slice rendered as many different sentences."""
+"""The caption grammar: attributes of a slice as many different sentences, and sentences back to attributes.
+
+"Left" and "right" are the patient's. Images follow the radiological convention: the patient's left is on the right of
+an axial or coronal image.
+"""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import cache
 
-__all__ = ["ATTRIBUTES", "SliceAttributes", "parse_caption", "render_caption", "with_other_contrasts"]
+from treg_med.training.caption_words import ORGANS, PHRASES, UNKNOWN, vocabulary
 
-UNKNOWN = "unspecified"
+__all__ = [
+    "ATTRIBUTES",
+    "SliceAttributes",
+    "counterfactuals",
+    "mentioned_attributes",
+    "read_attributes",
+    "render_caption",
+    "swap_sides",
+    "vocabulary",
+]
 
 #: Every attribute with its classes; the text encoder is pre-trained to read each of them off the sentence.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "contrast": (UNKNOWN, "T1w", "T1w+Gd", "T2w", "FLAIR"),
-    "plane": (UNKNOWN, "axial", "coronal", "sagittal"),
-    "skull": (UNKNOWN, "stripped"),
-    "level": (UNKNOWN, "lower", "middle", "upper"),
-    "disease": (UNKNOWN, "multiple sclerosis", "glioma", "meningioma", "pituitary tumour", "healthy"),
-    "lesions": (UNKNOWN, "none", "few", "many"),
+    "modality": (UNKNOWN, *ORGANS),
+    **{name: (UNKNOWN, *values) for name, values in PHRASES.items()},
 }
 
-_CONTRAST = {
-    "T1w": ("T1-weighted", "T1w", "T1", "native T1-weighted"),
-    "T1w+Gd": (
-        "contrast-enhanced T1-weighted",
-        "post-contrast T1-weighted",
-        "T1w+Gd",
-        "gadolinium-enhanced T1",
-        "T1 post-gadolinium",
-        "T1 with contrast agent",
-    ),
-    "T2w": ("T2-weighted", "T2w", "T2", "T2 TSE"),
-    "FLAIR": ("T2-FLAIR", "FLAIR", "fluid-attenuated inversion recovery", "T2w FLAIR"),
-}
-_PLANE = {
-    "axial": ("axial", "transverse", "transaxial"),
-    "coronal": ("coronal",),
-    "sagittal": ("sagittal",),
-}
-_ORGAN = (
-    "brain MRI",
-    "MRI of the brain",
-    "brain MR image",
-    "head MRI",
-    "cranial MRI",
-    "brain MRI slice",
-    "MR scan of the head",
-)
-_DISEASE = {
-    "multiple sclerosis": (
-        "multiple sclerosis",
-        "MS",
-        "relapsing-remitting multiple sclerosis",
-        "demyelinating disease",
-    ),
-    "glioma": ("showing a glioma", "with a glioma", "glioma", "with a glial tumour"),
-    "meningioma": ("showing a meningioma", "with a meningioma", "meningioma"),
-    "pituitary tumour": (
-        "showing a pituitary tumour",
-        "with a pituitary adenoma",
-        "pituitary tumor",
-        "with a pituitary tumour",
-    ),
-    "healthy": ("healthy volunteer", "normal brain", "no abnormality", "healthy subject"),
-}
-_NO_LESION = ("no segmented lesion in this slice", "no lesion", "without lesions", "no white-matter lesion")
+#: A lesion's own attributes, which only a sentence with the lesion can say.
+_OF_LESION = ("size", "side", "lobe")
+_MANY = 6  # white-matter lesions
 
 
 @dataclass(frozen=True)
@@ -80,52 +48,26 @@ class SliceAttributes:
     lesions: str = UNKNOWN
     age: int = 0
     sex: str = UNKNOWN
+    modality: str = UNKNOWN
+    origin: str = UNKNOWN
+    lesion: str = UNKNOWN
+    size: str = UNKNOWN
+    side: str = UNKNOWN
+    lobe: str = UNKNOWN
+    region: str = UNKNOWN
+    window: str = UNKNOWN
+    agent: str = UNKNOWN
 
     def classes(self) -> list[int]:
         """Class index of every entry of `ATTRIBUTES`, in its order."""
         return [options.index(getattr(self, name)) for name, options in ATTRIBUTES.items()]
 
-
-def parse_caption(caption: str, contrast: str, plane: str, finding: str) -> SliceAttributes:
-    """Attributes of a slice from its metadata and its published caption."""
-    lesions = UNKNOWN
-    if found := re.search(r"(\d+) white-matter lesion", caption):
-        lesions = "few" if int(found[1]) < 6 else "many"
-    elif finding == "ms_no_lesion_in_slice":
-        lesions = "none"
-    level = re.search(r"(lower|middle|upper) third", caption)
-    age = re.search(r"(\d+)-year-old", caption)
-    sex = re.search(r"\b(woman|man)\b", caption)
-    disease = {"glioma": "glioma", "meningioma": "meningioma", "pituitary": "pituitary tumour"}.get(
-        finding, "multiple sclerosis"
-    )
-    return SliceAttributes(
-        contrast=contrast,
-        plane=plane,
-        skull="stripped" if "skull-stripped" in caption else UNKNOWN,
-        level=level[1] if level else UNKNOWN,
-        disease=disease,
-        lesions=lesions,
-        age=int(age[1]) if age else 0,
-        sex=sex[1] if sex else UNKNOWN,
-    )
+    def mirrored(self) -> SliceAttributes:
+        """Attributes of the slice with left and right exchanged."""
+        return replace(self, side={"left": "right", "right": "left"}.get(self.side, self.side))
 
 
-#: Contrast words of the published captions and the contrasts they may be exchanged for; the longest word comes first.
-_PUBLISHED_CONTRAST = {
-    "contrast-enhanced T1-weighted": ("T2-weighted", "T2-FLAIR"),
-    "T1-weighted": ("T2-weighted", "T2-FLAIR"),
-    "T2-FLAIR": ("T1-weighted", "T2-weighted"),
-    "T2-weighted": ("T1-weighted", "T2-FLAIR"),
-}
-
-
-def with_other_contrasts(caption: str) -> list[str]:
-    """Return a published caption with its contrast word replaced by each wrong one; T1 with contrast agent is T1."""
-    for said, others in _PUBLISHED_CONTRAST.items():
-        if said in caption:
-            return [caption.replace(said, word, 1) for word in others]
-    raise ValueError(f"no contrast in {caption!r}")
+# ---- attributes -> sentence
 
 
 def render_caption(
@@ -142,40 +84,54 @@ def render_caption(
     clause_dropout : float
         Probability with which each known attribute is left out.
     """
-    kept = {f.name: getattr(slice_, f.name) for f in fields(slice_)}
-    for name in kept:
-        if rng.random() < clause_dropout:
-            kept[name] = SliceAttributes.__dataclass_fields__[name].default
-    said = SliceAttributes(**kept)
-
-    head = [
-        rng.choice(table[value])
-        for table, value in ((_PLANE, said.plane), (_CONTRAST, said.contrast))
-        if value in table
-    ]
+    said = _kept(slice_, rng, clause_dropout)
+    head = [rng.choice(PHRASES[name][value]) for name, value in _values(said, ("plane", "contrast"))]
     if len(head) == 2 and rng.random() < 0.3:
         head.reverse()
-    clauses = [_skull(said, rng), _level(said, rng), _subject(said, rng)]
-    clauses = [clause for clause in clauses if clause]
+    head = [
+        *(rng.choice(PHRASES["origin"][value]) for _, value in _values(said, ("origin",))),
+        *head,
+        _organ(said, rng),
+    ]
+    clauses = [rng.choice(PHRASES[name][value]) for name, value in _values(said, ("skull", "level", "window", "agent"))]
+    clauses += [clause] if (clause := _subject(said, rng)) else []
     if rng.random() < 0.3:
         rng.shuffle(clauses)
-    sentence = ", ".join([" ".join([*head, rng.choice(_ORGAN)]), *clauses])
-    tail = _lesions(said, rng)
-    if tail:
-        sentence += rng.choice(("; ", ", ")) + tail
-    return _typography(sentence, rng), said
+    sentence = ", ".join([" ".join(head), *clauses])
+    finding = _finding(said, rng)
+    if finding:
+        sentence += rng.choice(("; ", ", ", " with " if said.lesion != UNKNOWN else "; ")) + finding
+    if rng.random() < 0.5:
+        sentence = sentence[0].upper() + sentence[1:]
+    if rng.random() < 0.5:
+        sentence += "."
+    return sentence, said
 
 
-def _skull(said: SliceAttributes, rng: random.Random) -> str:
-    return rng.choice(("skull-stripped", "brain-extracted", "skull stripped")) if said.skull == "stripped" else ""
+def _kept(slice_: SliceAttributes, rng: random.Random, clause_dropout: float) -> SliceAttributes:
+    """Attributes that are said. The organ is always said, and with it the modality; a lesion's side needs a lesion."""
+    kept = {f.name: getattr(slice_, f.name) for f in fields(slice_)}
+    for f in fields(slice_):
+        if f.name != "modality" and rng.random() < clause_dropout:
+            kept[f.name] = f.default
+    if kept["modality"] == UNKNOWN:
+        kept["modality"] = "MRI"
+    if kept["modality"] == "MRI":
+        kept["region"] = UNKNOWN
+    kept |= dict.fromkeys(_OF_LESION if kept["lesion"] == UNKNOWN else ("lesions",), UNKNOWN)
+    return SliceAttributes(**kept)
 
 
-def _level(said: SliceAttributes, rng: random.Random) -> str:
-    return (
-        rng.choice(("{} third of the stack", "{} third", "{} part of the head")).format(said.level)
-        if said.level != UNKNOWN
-        else ""
-    )
+def _values(said: SliceAttributes, names: Iterable[str]) -> list[tuple[str, str]]:
+    return [(name, getattr(said, name)) for name in names if getattr(said, name) != UNKNOWN]
+
+
+def _organ(said: SliceAttributes, rng: random.Random) -> str:
+    organ = rng.choice(ORGANS[said.modality])
+    if said.region == UNKNOWN:
+        return organ
+    region = rng.choice(PHRASES["region"][said.region])
+    return rng.choice((f"{organ} of the {region}", f"{region} {organ}", f"{organ}, {region}"))
 
 
 def _subject(said: SliceAttributes, rng: random.Random) -> str:
@@ -183,51 +139,192 @@ def _subject(said: SliceAttributes, rng: random.Random) -> str:
     person = said.sex if said.sex != UNKNOWN else ("patient" if age else "")
     if said.disease == UNKNOWN:
         return age + person
-    disease = rng.choice(_DISEASE[said.disease])
+    disease = rng.choice(PHRASES["disease"][said.disease])
     if said.disease == "multiple sclerosis" and (person or rng.random() < 0.3):
         return f"{age}{person or 'patient'} with {disease}"
     return f"{age}{person} {disease}".strip()
 
 
-def _lesions(said: SliceAttributes, rng: random.Random) -> str:
+def _finding(said: SliceAttributes, rng: random.Random) -> str:
+    """Sentence part about lesions: one with its place, a count of white-matter lesions, or their absence."""
+    if said.lesion != UNKNOWN:
+        return _placed_lesion(said, rng)
+    if said.lesions == UNKNOWN:
+        return ""
+    phrases = PHRASES["lesions"][said.lesions]
     if said.lesions == "none":
-        return rng.choice(_NO_LESION)
-    if said.lesions == "few":
-        count = rng.randint(1, 5)
-        return rng.choice(
-            (
-                f"{count} white-matter lesion{'s' * (count > 1)}",
-                "few white-matter lesions",
-                "a small white-matter lesion",
-            )
-        )
-    if said.lesions == "many":
-        return rng.choice(
-            (
-                f"{rng.randint(6, 20)} white-matter lesions",
-                "many white-matter lesions",
-                "multiple hyperintense lesions",
-            )
-        )
-    return ""
+        kinds = [phrase for values in PHRASES["lesion"].values() for phrase in values]
+        return rng.choice((*phrases, f"no {rng.choice(kinds)}"))
+    count = rng.randint(1, _MANY - 1) if said.lesions == "few" else rng.randint(_MANY, 20)
+    return rng.choice((*phrases, f"{count} white-matter lesion{'s' * (count > 1)}"))
 
 
-def _typography(sentence: str, rng: random.Random) -> str:
-    if rng.random() < 0.5:
-        sentence = sentence[0].upper() + sentence[1:]
-    if rng.random() < 0.5:
-        sentence += "."
-    return sentence
+def _placed_lesion(said: SliceAttributes, rng: random.Random) -> str:
+    def word(name: str) -> str:
+        value = getattr(said, name)
+        return "" if value == UNKNOWN else rng.choice(PHRASES[name][value])
+
+    size, lesion, lobe = word("size"), word("lesion"), word("lobe")
+    side = said.side if said.side != UNKNOWN else ""
+    place = " ".join(part for part in (side, lobe) if part)
+    where = f"in the {place} {'lobe' if lobe else 'hemisphere'}" if place else ""
+    forms = [(size, lesion, where), (size, word("side"), lobe, lesion)]
+    if size and where:
+        forms.append((lesion, f"{where},", size))
+    return " ".join(part for part in rng.choice(forms) if part)
 
 
-def vocabulary() -> Sequence[str]:
-    """Words beyond the grammar that a user may write; the tokenizer learns them whole."""
-    return (
-        "magnetic resonance imaging scan slice image of with without and the in on a an contrast weighted "
-        "proton density PD SWI DWI ADC MPRAGE TSE GRE EPI 3D 2D tesla 1.5T 3T left right frontal parietal "
-        "temporal occipital cerebellum brainstem ventricles cortex white grey gray matter hemisphere lobe "
-        "anterior posterior superior inferior tumour tumor oedema edema stroke infarct haemorrhage hemorrhage "
-        "bleed cyst atrophy aneurysm metastasis hydrocephalus lesion lesions hyperintense hypointense small "
-        "large medium multiple single no normal abnormal healthy male female child adult elderly patient knee "
-        "chest abdomen pelvis spine CT computed tomography "
-    ).split()
+# ---- sentence -> attributes
+
+
+def read_attributes(text: str) -> SliceAttributes:
+    """Attributes that a sentence says, by the phrases of the grammar; whatever else it says is passed over.
+
+    "T2-FLAIR" is FLAIR and not T2: longer phrases are read first and taken out of the sentence.
+    """
+    left = text
+    found: dict[str, object] = {}
+    if age := re.search(r"\b(\d+)-year-old", left):
+        found["age"] = int(age[1])
+    if sex := re.search(r"\b(woman|man)\b", left):
+        found["sex"] = sex[1]
+    if count := re.search(r"\b(\d+) white-matter lesions?\b", left):
+        found["lesions"] = "few" if int(count[1]) < _MANY else "many"
+        left = left.replace(count[0], " ")
+    for negated in _negated_lesion().finditer(left):
+        found.setdefault("lesions", "none")
+        left = left.replace(negated[0], " ")
+    for name, value, pattern in _patterns():
+        if name in found and name != "modality":
+            continue
+        left, hits = pattern.subn(" ", left)
+        if hits:
+            found[name] = value
+    if found.get("modality") == "MRI":
+        found.pop("region", None)
+    if "lesion" not in found:
+        for name in _OF_LESION:
+            found.pop(name, None)
+    return SliceAttributes(**found)  # type: ignore[arg-type]
+
+
+def mentioned_attributes(text: str) -> frozenset[str]:
+    """Names of the attributes that a sentence says something about; "finding" is a lesion or its absence.
+
+    Side counts even without a lesion that the grammar knows: whoever writes "left" means it.
+    """
+    said = read_attributes(text)
+    names = {f.name for f in fields(said) if getattr(said, f.name) not in (UNKNOWN, 0)}
+    if names & {"lesion", "lesions"}:
+        names.add("finding")
+    if re.search(r"\b(left|right)\b", text, re.IGNORECASE):
+        names.add("side")
+    return frozenset(names)
+
+
+def swap_sides(text: str) -> str:
+    """Return a sentence with left and right exchanged, as the caption of the mirrored image."""
+    other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+    return re.sub(r"\b(left|right|Left|Right)\b", lambda match: other[match[0]], text)
+
+
+#: Contrasts that a caption may be given instead of its own: T1 with and without contrast agent count as one.
+_OTHER_CONTRASTS = {
+    "T1w": ("T2w", "FLAIR"),
+    "T1w+Gd": ("T2w", "FLAIR"),
+    "T2w": ("T1w", "FLAIR"),
+    "FLAIR": ("T1w", "T2w"),
+    "PDw": ("T1w", "T2w", "FLAIR"),
+}
+
+
+def counterfactuals(caption: str, attribute: str) -> list[str]:
+    """Captions that differ in one attribute only and are wrong in it; none where the caption does not say it.
+
+    Parameters
+    ----------
+    caption : str
+        A sentence of the grammar, or a published caption in its words.
+    attribute : str
+        ``contrast``, ``plane``, ``side`` or ``finding`` (a lesion said to be absent, or an absent one to be there).
+
+    Raises
+    ------
+    ValueError
+        For another attribute.
+    """
+    if attribute == "side":
+        swapped = swap_sides(caption)
+        return [swapped] if swapped != caption else []
+    if attribute == "finding":
+        return _other_findings(caption)
+    if attribute not in ("contrast", "plane"):
+        raise ValueError(f"expected contrast, plane, side or finding, got {attribute!r}")
+    said = getattr(read_attributes(caption), attribute)
+    if said == UNKNOWN:
+        return []
+    others = _OTHER_CONTRASTS[said] if attribute == "contrast" else [v for v in PHRASES["plane"] if v != said]
+    found = (p.search(caption) for name, value, p in _patterns() if (name, value) == (attribute, said))
+    match = next(hit for hit in found if hit)
+    words = [_cased_as(match[0], PHRASES[attribute][value][0]) for value in others]
+    return [caption[: match.start()] + word + caption[match.end() :] for word in words]
+
+
+def _other_findings(caption: str) -> list[str]:
+    said = read_attributes(caption)
+    if said.lesion == UNKNOWN and said.lesions == UNKNOWN:
+        return []
+    absent = said.lesions == "none"
+    instead = "many white-matter lesions" if absent else PHRASES["lesions"]["none"][0]
+    if absent and said.origin == "simulated":
+        instead = "large tumour"
+    # "Pituitary tumour" is a disease and stays; the clause about the lesion goes.
+    diseases = [m.span() for name, _, p in _patterns() if name == "disease" for m in p.finditer(caption)]
+    for match in (_absent_lesion() if absent else _present_lesion()).finditer(caption):
+        if all(match.end() <= start or end <= match.start() for start, end in diseases):
+            return [caption[: match.start()] + instead + caption[match.end() :]]
+    return []
+
+
+def _cased_as(old: str, new: str) -> str:
+    return new[0].upper() + new[1:] if old[0].isupper() and old[1:2].islower() else new
+
+
+def _either(phrases: Iterable[str]) -> str:
+    return "(?:" + "|".join(re.escape(p) for p in sorted(phrases, key=len, reverse=True)) + ")"
+
+
+def _said(*names: str) -> list[str]:
+    return [phrase for name in names for phrases in PHRASES[name].values() for phrase in phrases]
+
+
+@cache
+def _patterns() -> tuple[tuple[str, str, re.Pattern[str]], ...]:
+    """Every phrase as (attribute, value, pattern), the longest first."""
+    modality = {"MRI": (*ORGANS["MRI"], "MRI", "magnetic resonance", "MR"), "CT": ORGANS["CT"]}
+    tables = {**PHRASES, "modality": modality}
+    entries = [
+        (name, value, p) for name, values in tables.items() for value, phrases in values.items() for p in phrases
+    ]
+    entries.sort(key=lambda entry: -len(entry[2]))
+    return tuple((n, v, re.compile(rf"(?<![\w-]){re.escape(p)}s?(?![\w+-])", re.IGNORECASE)) for n, v, p in entries)
+
+
+@cache
+def _negated_lesion() -> re.Pattern[str]:
+    words = _either(_said("size", "side", "lobe"))
+    return re.compile(rf"\b(?:no|without)(?: an?)?(?: {words})* {_either(_said('lesion'))}s?\b", re.IGNORECASE)
+
+
+@cache
+def _absent_lesion() -> re.Pattern[str]:
+    return re.compile(rf"{_negated_lesion().pattern}|\b{_either(PHRASES['lesions']['none'])}s?\b", re.IGNORECASE)
+
+
+@cache
+def _present_lesion() -> re.Pattern[str]:
+    words = _either([*_said("size", "side", "lobe"), "lobe", "hemisphere"])
+    place, size = rf"(?: in the {words}(?: {words})*)?", rf"(?:, {_either(_said('size'))})?"
+    placed = rf"(?:an? )?(?:{words} )*{_either(_said('lesion'))}s?{place}{size}"
+    counted = rf"(?:\d+ white-matter lesions?|{_either([*PHRASES['lesions']['few'], *PHRASES['lesions']['many']])})"
+    return re.compile(rf"\b(?:{counted}(?:, total lesion area \d+ mm2)?|{placed})(?![\w-])", re.IGNORECASE)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors.latent import LatentPrior
-from treg_med.training.captions import SliceAttributes, render_caption, with_other_contrasts
+from treg_med.training.captions import counterfactuals, render_caption
+from treg_med.training.config import PriorFacts
+from treg_med.training.phantoms import PATIENT_LEFT_IS, draw_attributes
 from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["contrast_wins", "denoising_error", "export_prior"]
@@ -41,9 +44,7 @@ def denoising_error(
 
 
 @torch.no_grad()
-def contrast_wins(
-    prior: LatentPrior, slices: CaptionedSlices, timestep: int, draws: int = 2, seed: int = 0
-) -> float:
+def contrast_wins(prior: LatentPrior, slices: CaptionedSlices, timestep: int, draws: int = 2, seed: int = 0) -> float:
     """Return how often the published caption denoises better than the same caption with another contrast word.
 
     Every slice meets the words of the other contrasts (T1 with and without contrast agent count as one) under the same
@@ -52,7 +53,7 @@ def contrast_wins(
     generator = torch.Generator().manual_seed(seed)
     wins = []
     for x, caption in zip(slices.images.float().split(1), slices.captions, strict=True):
-        texts = [caption, *with_other_contrasts(caption)]
+        texts = [caption, *counterfactuals(caption, "contrast")]
         z, condition = prior.encode(x / 127.5 - 1), prior.embed(texts)
         errors = torch.zeros(len(texts))
         for _ in range(draws):
@@ -62,70 +63,76 @@ def contrast_wins(
     return sum(wins) / len(wins)
 
 
-def export_prior(parts: Path, target: Path, train: CaptionedSlices, validation: CaptionedSlices) -> dict[str, Any]:
+def export_prior(
+    parts: Mapping[str, Path],
+    checkpoint: Path,
+    target: Path,
+    facts: PriorFacts,
+    train: CaptionedSlices,
+    validation: CaptionedSlices,
+) -> dict[str, Any]:
     """Write ``target`` as a half-precision prior folder and return its card.
 
     Parameters
     ----------
-    parts : Path
-        Folder with vae/, text_encoder/, tokenizer/ and denoiser.ckpt as the training steps leave them.
+    parts : Mapping of str to Path
+        Folders of ``vae``, ``text_encoder`` and ``tokenizer``.
+    checkpoint : Path
+        Of the denoiser; its averaged weights are taken.
     target : Path
         Folder to write; replaced as a whole.
+    facts : PriorFacts
+        What the card says and nobody can measure.
     train, validation : CaptionedSlices
         For the list of known words (train) and the metrics (validation).
     """
     staging = target.with_name(target.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
-    training = _save_half(parts, staging)
+    training = _save_half(parts, checkpoint, staging)
     prior = LatentPrior.from_pretrained(staging)
     card = {
         "format": 1,
-        "summary": "axial, coronal and sagittal brain MR slices (T1, T1 with contrast agent, T2, FLAIR) with captions",
-        "image": {"size": 256, "range": [-1, 1], "background": -1, "one": "99.7 percentile of the head"},
+        "name": facts.name,
+        "summary": facts.summary,
+        "image": {
+            "size": validation.images.shape[-1],
+            "range": [-1, 1],
+            "background": -1,
+            "one": "99.7 percentile of the head (MR), upper end of the window (CT)",
+            "patient_left_is": PATIENT_LEFT_IS,
+        },
         "training": training,
-        "data": _DATA,
+        "data": facts.data,
         "metrics": _metrics(prior, validation),
-        "words": _words(train.attributes),
-        "limits": RESEARCH_ONLY + " Trained on five subjects with multiple sclerosis and unidentified tumour slices.",
+        "words": _words(train),
+        "limits": f"{RESEARCH_ONLY} {facts.limits}".strip(),
     }
     files = sorted(p for p in staging.rglob("*") if p.is_file())
     card["sha256"] = {p.relative_to(staging).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     (staging / "prior.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    for path in staging.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     shutil.rmtree(target, ignore_errors=True)
     staging.rename(target)
     return card
 
 
-_DATA = [
-    {
-        "name": "multiple sclerosis MR, cross-sectional and longitudinal",
-        "licence": "CC BY",
-        "cite": "Lesjak et al., Neuroinformatics 2016 and 2017",
-    },
-    {
-        "name": "brain tumour MR slices (training only, not redistributed)",
-        "licence": "CC0 as declared by the collection",
-        "cite": "M. Nickparvar, Brain Tumor MRI Dataset; J. Cheng, figshare 1512427",
-    },
-]
-
-
-def _save_half(parts: Path, staging: Path) -> dict[str, float]:
+def _save_half(parts: Mapping[str, Path], checkpoint: Path, staging: Path) -> dict[str, float]:
     """Write the components and return the numbers of the denoiser's training."""
     from transformers import AutoTokenizer, CLIPTextModel
 
     from treg_med.priors.autoencoder import NullSpaceAutoencoder
     from treg_med.training.denoiser import averaged_denoiser, build_scheduler
 
-    denoiser, training = averaged_denoiser(parts / "denoiser.ckpt")
+    denoiser, training = averaged_denoiser(checkpoint)
 
     # The patch basis must stay orthonormal to working precision: the autoencoder is small and is kept in float32.
-    NullSpaceAutoencoder.from_pretrained(parts / "vae").save_pretrained(staging / "vae")
+    NullSpaceAutoencoder.from_pretrained(parts["vae"], torch_dtype=torch.float32).save_pretrained(staging / "vae")
     denoiser.half().save_pretrained(staging / "unet", max_shard_size="15MB")
-    CLIPTextModel.from_pretrained(parts / "text_encoder").half().save_pretrained(
+    CLIPTextModel.from_pretrained(parts["text_encoder"]).half().save_pretrained(
         staging / "text_encoder", max_shard_size="15MB"
     )
-    AutoTokenizer.from_pretrained(parts / "tokenizer").save_pretrained(staging / "tokenizer")
+    AutoTokenizer.from_pretrained(parts["tokenizer"]).save_pretrained(staging / "tokenizer")
     build_scheduler().save_pretrained(staging / "scheduler")
     return training
 
@@ -144,19 +151,19 @@ def _metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
             "mean": round(float(linear.mean()), 2),
             "worst": round(float(linear.min()), 2),
         },
-        "denoising_error_std": {
-            str(t): round(e, 5) for t, e in denoising_error(prior, validation, TIMESTEPS).items()
-        },
+        "denoising_error_std": {str(t): round(e, 5) for t, e in denoising_error(prior, validation, TIMESTEPS).items()},
         "right_contrast_wins": {str(t): round(contrast_wins(prior, validation, t), 3) for t in (69, 145, 487, 900)},
     }
 
 
-def _words(attributes: list[SliceAttributes]) -> list[str]:
-    """Words of the training sentences, numbers left out."""
+def _words(train: CaptionedSlices) -> list[str]:
+    """Words of the training sentences, published, rendered and of phantoms, numbers left out."""
     rng = random.Random(0)  # noqa: S311 - sentences, not secrets
-    seen: set[str] = set()
+    texts = [*train.captions]
     for _ in range(5000):
-        seen.update(w.strip(".,;:()").lower() for w in render_caption(rng.choice(attributes), rng)[0].split())
+        attributes = draw_attributes(rng) if rng.random() < 0.5 else rng.choice(train.attributes)
+        texts.append(render_caption(attributes, rng)[0])
+    seen = {word.strip(".,;:()").lower() for text in texts for word in text.split()}
     return sorted(w for w in seen if w and not any(c.isdigit() for c in w))
 
 

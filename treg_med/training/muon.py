@@ -109,9 +109,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def _adam(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         state = self.state[parameter]
         if not state:
-            state.update(
-                step=torch.zeros(()), first=torch.zeros_like(parameter), second=torch.zeros_like(parameter)
-            )
+            state.update(step=torch.zeros(()), first=torch.zeros_like(parameter), second=torch.zeros_like(parameter))
         first, second = state["first"], state["second"]
         state["step"] += 1
         first.lerp_(gradient, 1 - self.betas[0])

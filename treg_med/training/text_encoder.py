@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from treg_med.training.caption_words import UNKNOWN
 from treg_med.training.captions import ATTRIBUTES, SliceAttributes, render_caption, vocabulary
 
 __all__ = ["build_tokenizer", "train_text_encoder"]
@@ -18,14 +19,14 @@ MAX_TOKENS = 48
 
 
 def build_tokenizer(
-    attributes: Sequence[SliceAttributes], seed: int = 0, vocabulary_size: int = 2048
+    attributes: Sequence[SliceAttributes], captions: Sequence[str] = (), seed: int = 0, vocabulary_size: int = 2048
 ) -> PreTrainedTokenizerFast:
-    """Lower-case WordPiece tokenizer over the whole caption grammar, with every character as a fallback."""
+    """Lower-case WordPiece tokenizer over the grammar and given captions, with every character as a fallback."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     rng = random.Random(seed)  # noqa: S311 - sentences, not secrets
-    sentences = [render_caption(rng.choice(attributes), rng)[0] for _ in range(20000)]
-    sentences += [" ".join(vocabulary())] * 50
+    sentences = [render_caption(_mixed(attributes, rng), rng)[0] for _ in range(20000)]
+    sentences += [*captions] + [" ".join(vocabulary())] * 50
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -69,8 +70,9 @@ def _text_model(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
 
 def train_text_encoder(
     attributes: Sequence[SliceAttributes],
+    captions: Sequence[str] = (),
     *,
-    steps: int = 500,
+    steps: int = 1500,
     batch: int = 32,
     rate: float = 5e-4,
     seed: int = 0,
@@ -80,10 +82,21 @@ def train_text_encoder(
 
     A purely joint training with the denoiser collapses on the attribute that dominates its loss; reading every
     attribute first keeps their words apart.
+
+    Parameters
+    ----------
+    attributes : sequence of SliceAttributes
+        Combinations that occur; half of the sentences mix the attributes freely.
+    captions : sequence of str
+        Sentences beyond the grammar, for the tokenizer's vocabulary.
+    steps, batch, rate, seed
+        Of the training.
+    log : callable
+        Receives a line now and then.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)  # noqa: S311
-    tokenizer = build_tokenizer(attributes, seed)
+    tokenizer = build_tokenizer(attributes, captions, seed)
     model = _text_model(tokenizer)
     heads = nn.ModuleDict({name: nn.Linear(256, len(options)) for name, options in ATTRIBUTES.items()})
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], rate, weight_decay=1e-2)
@@ -115,6 +128,9 @@ def _mixed(known: Sequence[SliceAttributes], rng: random.Random) -> SliceAttribu
     if rng.random() < 0.5:
         return rng.choice(known)
     drawn = {name: rng.choice(options) for name, options in ATTRIBUTES.items()}
+    # A sentence that says everything at once would not fit into the tokens.
+    for name in rng.sample(sorted(set(ATTRIBUTES) - {"modality"}), rng.randint(2, 8)):
+        drawn[name] = UNKNOWN
     return SliceAttributes(
         **drawn, age=rng.choice((0, 20, 35, 47, 53, 70)), sex=rng.choice(("unspecified", "woman", "man"))
     )

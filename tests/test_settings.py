@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from treg_med.errors import ConfigError
+from treg_med.settings import check_settings, setting
 from treg_med.solvers import available_solvers, get_solver, register_solver, registry
-from treg_med.solvers.settings import check_settings, setting
 
 
 @dataclass(frozen=True)

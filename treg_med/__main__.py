@@ -1,0 +1,5 @@
+"""The command line as ``python -m treg_med``, as launchers of several processes want it."""
+
+from treg_med.cli import main
+
+main()

@@ -1,0 +1,168 @@
+"""Settings of the training steps, read from one TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from treg_med.errors import ConfigError, ResourceError
+from treg_med.settings import check_settings, setting
+
+__all__ = [
+    "AutoencoderSettings",
+    "DenoiserSettings",
+    "PriorFacts",
+    "SliceFile",
+    "TextSettings",
+    "TrainingConfig",
+    "read_config",
+]
+
+
+class _Checked:
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceFile(_Checked):
+    """One slice file, or a folder that is prepared into one."""
+
+    path: str = setting("", help="file or folder, relative to the configuration")
+    share: float = setting(1.0, above=0.0, help="how often its slices are drawn, against the other files")
+    images: str = setting("images", help="dataset of the images; images_soft: CT in its soft-tissue window")
+    subjects_only: str = setting("", help="keep the subjects whose name starts so")
+    validation_only: str = setting("", help="the same, for the validation slices")
+    validation_every: int = setting(1, minimum=1, help="every n-th validation slice is scored")
+    shares: dict[str, float] | None = setting(None, help="start of a subject's name -> share of the draws")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderSettings(_Checked):
+    """Settings of the null-space autoencoder."""
+
+    patch_size: int = setting(4, minimum=2, maximum=32, help="side of a patch in pixels")
+    latent_channels: int = setting(12, minimum=1, help="coefficients kept of a patch")
+    width: int = setting(48, minimum=4, help="channels of the null-space decoder")
+    blocks: int = setting(4, minimum=1, help="residual blocks of the null-space decoder")
+    samples: int = setting(25_000, minimum=1, help="crops seen")
+    batch: int = setting(16, minimum=1, help="crops per step")
+    crop: int = setting(128, minimum=16, help="side of a crop in pixels")
+    rate: float = setting(1.5e-3, above=0.0, help="learning rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(_Checked):
+    """Settings of the text encoder's pre-training on the attributes of a caption."""
+
+    steps: int = setting(1500, minimum=1, help="steps")
+    batch: int = setting(32, minimum=1, help="sentences per step")
+    rate: float = setting(5e-4, above=0.0, help="learning rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserSettings(_Checked):
+    """Settings of one denoiser training; stored in the prior's card.
+
+    A share of the steps shows crops at low noise, where the estimate is local and a crop teaches as much per pixel
+    at a fraction of the cost; the other steps show whole slices and phantoms at every noise level.
+    """
+
+    samples: int = setting(300_000, minimum=1, help="samples seen")
+    batch: int = setting(16, minimum=1, help="samples per step, over all processes")
+    rate: float = setting(6e-4, above=0.0, help="learning rate of AdamW: first and last layers, biases, norms")
+    muon_rate: float = setting(0.008, above=0.0, help="learning rate of Muon: the hidden weights")
+    decay_share: float = setting(0.3, above=0.0, maximum=1.0, help="last share of the samples, with falling rates")
+    warmup: int = setting(200, minimum=1, help="steps of rising rates")
+    clip: float = setting(1.0, above=0.0, help="largest gradient norm")
+    ema: float = setting(0.998, minimum=0.0, maximum=0.99999, help="decay of the averaged weights")
+    caption_dropout: float = setting(0.1, minimum=0.0, maximum=1.0, help="share of empty captions")
+    lesion_weight: float = setting(4.0, minimum=0.0, help="extra weight of the loss inside lesions")
+    low_noise_share: float = setting(0.4, minimum=0.0, maximum=1.0, help="of whole slices, extra below t = 250")
+    high_noise_share: float = setting(0.3, minimum=0.0, maximum=1.0, help="of whole slices, extra above t = 850")
+    crop: int = setting(128, minimum=16, help="side of a crop in pixels")
+    crop_share: float = setting(0.5, minimum=0.0, maximum=1.0, help="share of the steps that show crops")
+    crop_timesteps: int = setting(350, minimum=1, maximum=1000, help="crops are shown below this timestep")
+    phantom_share: float = setting(0.25, minimum=0.0, maximum=1.0, help="share of phantoms among whole slices")
+    phantom_high_noise_share: float = setting(0.5, minimum=0.0, maximum=1.0, help="of phantoms, extra above t = 850")
+    channels: list[int] = field(default_factory=lambda: [64, 128, 160, 192])
+    precision: str = setting("auto", choices=("auto", "bfloat16", "float32"), help="auto: the faster of the two, timed")
+    seed: int = setting(0, minimum=0, help="of every random number")
+
+    def schedule(self, samples: int) -> float:
+        """Share of the full rates: warm-up, one, then linear to zero over the last `decay_share` of the samples."""
+        left = (1 - samples / self.samples) / self.decay_share
+        return min(1.0, samples / (self.warmup * self.batch), max(left, 1e-3))
+
+    def shows_crops(self, step: int) -> bool:
+        """Whether a step shows crops: evenly spread steps, the same ones in every process."""
+        return math.floor((step + 1) * self.crop_share) > math.floor(step * self.crop_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorFacts(_Checked):
+    """What the card of the exported prior says and nobody can measure."""
+
+    name: str = setting("prior", help="short name")
+    summary: str = setting("", help="one sentence: what it was trained on")
+    limits: str = setting("", help="what it must not be taken for")
+    data: list[dict[str, str]] = field(default_factory=list)  # name, licence, cite
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(_Checked):
+    """Everything that a training needs; every table of the TOML file is one field."""
+
+    data: list[SliceFile] = field(default_factory=list)
+    autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
+    text: TextSettings = field(default_factory=TextSettings)
+    denoiser: DenoiserSettings = field(default_factory=DenoiserSettings)
+    prior: PriorFacts = field(default_factory=PriorFacts)
+
+
+def read_config(path: Path) -> TrainingConfig:
+    """Read and check a configuration.
+
+    Raises
+    ------
+    ResourceError
+        If the file is not there.
+    ConfigError
+        Naming the table and the setting that is unknown or out of range.
+    """
+    if not path.is_file():
+        raise ResourceError(f"expected a TOML configuration, got {str(path)!r}, which is not there")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"expected TOML in {path.name}, got: {error}") from error
+    config: TrainingConfig = _built(TrainingConfig, content, path.name)
+    if not config.data or not all(entry.path for entry in config.data):
+        raise ConfigError(f"expected at least one [[data]] table with a path in {path.name}, got none")
+    return config
+
+
+def _built(cls: Any, content: Any, where: str) -> Any:
+    """Make nested dataclasses of nested tables; an unknown name is an error."""
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"expected a table for {where}, got {content!r}")
+    hints = typing.get_type_hints(cls)
+    names = [entry.name for entry in dataclasses.fields(cls)]
+    unknown = sorted(set(content) - set(names))
+    if unknown:
+        raise ConfigError(f"expected settings of {where} among {', '.join(names)}; got {', '.join(unknown)}")
+    values = {}
+    for name, value in content.items():
+        inner = typing.get_args(hints[name])
+        if dataclasses.is_dataclass(hints[name]):
+            value = _built(hints[name], value, f"{where}: {name}")
+        elif isinstance(value, list) and inner and dataclasses.is_dataclass(inner[0]):
+            value = [_built(inner[0], entry, f"{where}: {name}[{i}]") for i, entry in enumerate(value)]
+        values[name] = value
+    return cls(**values)

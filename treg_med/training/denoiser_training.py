@@ -1,0 +1,196 @@
+"""Training of the text-conditioned latent denoiser (v-prediction, cosine schedule, zero terminal SNR)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional
+
+from treg_med.priors.autoencoder import NullSpaceAutoencoder
+from treg_med.training.batches import Batch, CaptionedBatches, TextStates
+from treg_med.training.checkpoint import Ema, load_state, save_state
+from treg_med.training.config import DenoiserSettings
+from treg_med.training.denoiser import build_denoiser, build_scheduler, latent_error
+from treg_med.training.journal import Journal
+from treg_med.training.muon import MuonAdamW
+from treg_med.training.precision import faster_precision
+from treg_med.training.samples import sample_grid
+from treg_med.training.slices import CaptionedSlices
+
+__all__ = ["train_denoiser"]
+
+_SECONDS_BETWEEN_SAVES = 120.0
+_SECONDS_BETWEEN_REPORTS = 900.0
+_REPORTED = (4, 12, 31, 69, 145, 282, 487, 700, 900, 970)
+
+
+def train_denoiser(
+    slices: CaptionedSlices,
+    validation: CaptionedSlices,
+    autoencoder: NullSpaceAutoencoder,
+    texts: TextStates,
+    checkpoint: Path,
+    settings: DenoiserSettings,
+    *,
+    accelerator: Accelerator | None = None,
+    seconds: float = float("inf"),
+    initial: UNet2DConditionModel | None = None,
+    earlier_samples: int = 0,
+    journal: Journal | None = None,
+) -> dict[str, Any]:
+    r"""Train until `settings.samples` are seen or the time is over; returns samples seen and seconds spent.
+
+    .. math::
+        v = \sqrt{\bar\alpha}\,\epsilon - \sqrt{1 - \bar\alpha}\, z, \qquad
+        L = (1 + w\, m)\, \|v_\theta(z_t, t, c) - v\|^2
+
+    with the lesion mask m. What a step draws depends on the seed and the samples seen alone: a run that was stopped
+    and resumed equals one that was not. The checkpoint is replaced whole, never written in place.
+
+    Salimans, Ho: Progressive Distillation, arXiv 2202.00512; Lin et al.: Common Diffusion Noise Schedules are Flawed,
+    arXiv 2305.08891.
+
+    Parameters
+    ----------
+    slices, validation : CaptionedSlices
+        To train on and to report on; the second may be empty.
+    autoencoder : NullSpaceAutoencoder
+        Frozen; gives the latents.
+    texts : TextStates
+        Of the frozen text encoder.
+    checkpoint : Path
+        Resumed from when it is there; the journal and sample grids are written beside it.
+    settings : DenoiserSettings
+        Of the run.
+    accelerator : Accelerator, optional
+        Device, precision and processes; by default the CPU and the settings' precision.
+    seconds : float
+        Time budget of this call.
+    initial : UNet2DConditionModel, optional
+        Weights to start from without a checkpoint.
+    earlier_samples : int
+        Samples behind `initial`, kept for the card.
+    journal : Journal, optional
+        Receives the progress.
+    """
+    accelerator = accelerator or Accelerator(cpu=True)
+    device = accelerator.device
+    autoencoder = autoencoder.to(device)
+    journal = journal or Journal(checkpoint.with_suffix(".jsonl"))
+    model = (initial or build_denoiser(autoencoder.config.latent_channels, tuple(settings.channels))).to(device).train()
+    ema = Ema(model, settings.ema)
+    optimizer = MuonAdamW(model.named_parameters(), settings.rate, settings.muon_rate)
+    numbers: dict[str, Any] = {
+        "samples": 0,
+        "earlier_samples": earlier_samples,
+        "seconds": 0.0,
+        "channels": list(model.config.block_out_channels),
+        "precision": _precision(settings.precision, accelerator),
+    }
+    if checkpoint.exists():
+        numbers |= load_state(checkpoint, model, ema, optimizer)
+        journal.say(f"resumed at {numbers['samples']} samples")
+    optimizer.dtype = getattr(torch, numbers["precision"])
+    numbers["settings"] = asdict(settings)
+    network = accelerator.prepare(model)
+    batches = CaptionedBatches(slices, texts, settings, device)
+    alphas = build_scheduler().alphas_cumprod.to(device)
+    share = settings.batch // accelerator.num_processes
+    generator = torch.Generator()
+    begun, before, saved, reported = time.monotonic(), numbers["seconds"], time.monotonic(), numbers["seconds"]
+    journal.begin(settings.samples, numbers["samples"])
+    while _agreed(numbers["samples"] < settings.samples and time.monotonic() - begun < seconds, accelerator):
+        optimizer.schedule = settings.schedule(int(numbers["samples"]))
+        crops = settings.shows_crops(numbers["samples"] // settings.batch)
+        generator.manual_seed(settings.seed + (numbers["samples"] + accelerator.process_index * share) * 1_000_003)
+        batch = batches.draw(share, crops, generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=optimizer.dtype is torch.bfloat16):
+            errors, weighted = _errors(network, batch, autoencoder, alphas, settings.lesion_weight, generator)
+        optimizer.zero_grad()
+        accelerator.backward(weighted.mean())
+        norm = accelerator.clip_grad_norm_(network.parameters(), settings.clip)
+        optimizer.step()
+        ema.update(model)
+        numbers["samples"] += share * accelerator.num_processes
+        numbers["seconds"] = before + time.monotonic() - begun
+        if not accelerator.is_main_process:
+            continue
+        journal.step(numbers, batch.timesteps, errors, float(norm), optimizer.schedule)
+        if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+            saved = time.monotonic()
+            save_state(checkpoint, model, ema, optimizer, numbers)
+        if numbers["seconds"] - reported > _SECONDS_BETWEEN_REPORTS:
+            reported = numbers["seconds"]
+            _report(model, ema, validation, autoencoder, texts, checkpoint.parent, numbers, journal)
+    if accelerator.is_main_process:
+        save_state(checkpoint, model, ema, optimizer, numbers)
+    accelerator.wait_for_everyone()
+    return numbers
+
+
+def _precision(wanted: str, accelerator: Accelerator) -> str:
+    """Precision of the run, the same in every process."""
+    if wanted != "auto":
+        return wanted
+    fast = faster_precision(accelerator.device) == "bfloat16"
+    return "bfloat16" if _agreed(fast, accelerator) else "float32"
+
+
+def _errors(
+    network: torch.nn.Module,
+    batch: Batch,
+    autoencoder: NullSpaceAutoencoder,
+    alphas: Tensor,
+    lesion_weight: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Mean squared error of v per sample ``(n,)``, plain and weighted inside lesions."""
+    with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
+        z = autoencoder.coefficients(batch.images * 2 - 1) * autoencoder.config.scaling_factor
+    noise = torch.randn(z.shape, generator=generator).to(z.device)
+    alpha = alphas[batch.timesteps].view(-1, 1, 1, 1)
+    signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
+    predicted = network(signal * z + spread * noise, batch.timesteps, batch.text).sample.float()
+    squares = (predicted - (signal * noise - spread * z)).pow(2)
+    weight = 1 + lesion_weight * functional.adaptive_max_pool2d(batch.masks, z.shape[-2:])
+    return squares.detach().mean((1, 2, 3)), (weight * squares).mean((1, 2, 3))
+
+
+def _agreed(decision: bool, accelerator: Accelerator) -> bool:
+    """Return the decision of the first process, so that none waits for one that has left."""
+    if accelerator.num_processes == 1:
+        return decision
+    return bool(broadcast(torch.tensor(float(decision), device=accelerator.device), from_process=0))
+
+
+def _report(
+    model: UNet2DConditionModel,
+    ema: Ema,
+    validation: CaptionedSlices,
+    autoencoder: NullSpaceAutoencoder,
+    texts: TextStates,
+    folder: Path,
+    numbers: dict[str, Any],
+    journal: Journal,
+) -> None:
+    """Journal the validation error of the averaged weights and a grid of samples; the live weights are restored."""
+    live = {n: p.detach().clone() for n, p in model.named_parameters()}
+    ema.copy_to(model)
+    model.eval()
+    if len(validation):
+        states = texts(validation.captions)
+        error = {t: float(latent_error(model, validation, autoencoder, states, t).mean()) for t in _REPORTED}
+        journal.validation(numbers, error)
+    sample_grid(model, autoencoder, texts, folder / "samples" / f"{numbers['samples']:07d}.png")
+    model.train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(live[name])

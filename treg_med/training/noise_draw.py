@@ -1,0 +1,41 @@
+"""Which timesteps a training batch shows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["draw_crop_timesteps", "draw_timesteps"]
+
+
+def draw_timesteps(count: int, low_noise_share: float, high_noise_share: float, generator: torch.Generator) -> Tensor:
+    """Stratified timesteps, ``(count,)``, with extra mass at both ends.
+
+    Below 250 live the solvers that start from a reconstruction; only above 850, where even the mean intensity of a
+    patch is lost in the noise, must the network take the contrast from the words.
+    """
+    u = _shuffled_strata(count, generator)
+    middle = 1 - low_noise_share - high_noise_share
+    t = torch.where(
+        u < low_noise_share,
+        250 * u / max(low_noise_share, 1e-9),
+        torch.where(
+            u < low_noise_share + middle,
+            1000 * (u - low_noise_share) / max(middle, 1e-9),
+            1000 - 150 * (1 - u) / max(high_noise_share, 1e-9),
+        ),
+    )
+    return t.long().clamp(0, 999)
+
+
+def draw_crop_timesteps(count: int, end: int, generator: torch.Generator) -> Tensor:
+    """Stratified timesteps below `end`, ``(count,)``, evenly spread in the logarithm of ``t + 1``."""
+    return (torch.exp(_shuffled_strata(count, generator) * math.log(end)) - 1).long()
+
+
+def _shuffled_strata(count: int, generator: torch.Generator) -> Tensor:
+    """One uniform number from each of `count` equal parts of [0, 1), in random order."""
+    u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return u[torch.randperm(count, generator=generator)]

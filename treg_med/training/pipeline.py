@@ -1,0 +1,176 @@
+"""The steps of a training in order: autoencoder, text encoder, denoiser, export; each resumes from its checkpoint.
+
+A step leaves its part in the work folder: ``vae/``, ``tokenizer/`` and ``text_encoder/``, ``denoiser.ckpt``. A part
+that is not there is taken from the prior that training starts from, where one is given.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from treg_med.errors import ConfigError, ResourceError
+from treg_med.training.config import SliceFile, TrainingConfig
+from treg_med.training.journal import Journal
+from treg_med.training.slices import CaptionedSlices
+
+__all__ = ["Training"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: what to train on, where its parts are and how long it may take.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        Settings of every step.
+    data : Path
+        Folder that the paths of the configuration are relative to.
+    work : Path
+        Folder of the checkpoints and trained parts.
+    initial : Path, optional
+        Prior to start from.
+    device : torch.device
+        Where the denoiser is trained; the small steps run on the CPU.
+    seconds : float
+        Time budget of a call.
+    say : callable
+        Receives lines for people.
+    progress : callable, optional
+        Receives samples seen, samples in all and a short text.
+    """
+
+    config: TrainingConfig
+    data: Path
+    work: Path
+    initial: Path | None = None
+    device: torch.device = torch.device("cpu")
+    seconds: float = float("inf")
+    say: Callable[[str], None] = print
+    progress: Callable[[int, int, str], None] | None = None
+
+    def slices(self, split: str) -> CaptionedSlices:
+        """All slices of a split; those of the validation are thinned as the configuration tells."""
+        parts = [(self._load(entry, split), entry.share) for entry in self.config.data]
+        parts = [(slices, share) for slices, share in parts if len(slices)]
+        if not parts:
+            raise ConfigError(f"expected slices of the split {split!r} in the data files, got none")
+        return CaptionedSlices.mixed(parts)
+
+    def _load(self, entry: SliceFile, split: str) -> CaptionedSlices:
+        path = self.data / entry.path
+        if path.is_dir():
+            from treg_med.training.prepare import prepare_slices
+
+            path = prepare_slices(path, self.work / "prepared" / f"{path.name}.h5", log=self.say)
+        training = split == "train"
+        slices = CaptionedSlices.load(
+            path,
+            split,
+            entry.subjects_only if training else entry.validation_only or entry.subjects_only,
+            images=entry.images,
+            shares=entry.shares if training else None,
+        )
+        return slices if training else slices.every(entry.validation_every)
+
+    def train_autoencoder(self) -> dict[str, float]:
+        """Fit the patch basis and train the null-space decoder; return its round trip in dB."""
+        from treg_med.training.autoencoder import round_trip_psnr, train_autoencoder
+
+        settings = self.config.autoencoder
+        model = train_autoencoder(
+            self.slices("train"),
+            self.work / "autoencoder.ckpt",
+            settings,
+            seconds=self.seconds,
+            journal=Journal(self.work / "autoencoder.jsonl", self.say, self.progress),
+        )
+        if model is None:
+            return {}
+        model.save_pretrained(self.work / "vae", safe_serialization=True)
+        trained, _ = round_trip_psnr(model, self.slices("val").images.float() / 255)
+        return {"round trip mean (dB)": float(trained.mean()), "round trip worst (dB)": float(trained.min())}
+
+    def train_text(self) -> dict[str, float]:
+        """Train the tokenizer and pre-train the text encoder; return the held-out accuracy of every attribute."""
+        from treg_med.training.phantoms import draw_attributes
+        from treg_med.training.text_encoder import train_text_encoder
+
+        slices = self.slices("train")
+        rng = random.Random(0)  # noqa: S311 - sentences, not secrets
+        settings = self.config.text
+        tokenizer, model, accuracy = train_text_encoder(
+            slices.attributes + [draw_attributes(rng) for _ in range(len(slices.attributes) // 2 + 1)],
+            slices.captions,
+            steps=settings.steps,
+            batch=settings.batch,
+            rate=settings.rate,
+            log=self.say,
+        )
+        tokenizer.save_pretrained(self.work / "tokenizer")
+        model.save_pretrained(self.work / "text_encoder")
+        return accuracy
+
+    def train_denoiser(self) -> dict[str, Any]:
+        """Train the denoiser on the two other parts; return samples seen and seconds spent."""
+        from accelerate import Accelerator
+        from diffusers import UNet2DConditionModel
+        from transformers import AutoTokenizer, CLIPTextModel
+
+        from treg_med.priors.autoencoder import NullSpaceAutoencoder
+        from treg_med.training.batches import TextStates
+        from treg_med.training.denoiser_training import train_denoiser
+
+        unet = self.initial / "unet" if self.initial else None
+        autoencoder = NullSpaceAutoencoder.from_pretrained(self.part("vae"), torch_dtype=torch.float32)
+        encoder = CLIPTextModel.from_pretrained(self.part("text_encoder"), dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(self.part("tokenizer"), local_files_only=True)
+        accelerator = Accelerator(cpu=self.device.type == "cpu")
+        return train_denoiser(
+            self.slices("train"),
+            self.slices("val"),
+            autoencoder.eval(),
+            TextStates(tokenizer, encoder.to(accelerator.device).eval()),
+            self.work / "denoiser.ckpt",
+            self.config.denoiser,
+            accelerator=accelerator,
+            seconds=self.seconds,
+            initial=UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32) if unet else None,
+            earlier_samples=self._samples_seen(),
+            journal=Journal(self.work / "denoiser.jsonl", self.say, self.progress)
+            if accelerator.is_main_process
+            else Journal(None, lambda _: None),
+        )
+
+    def export(self, target: Path) -> dict[str, Any]:
+        """Assemble the parts into a prior folder and return its card."""
+        from treg_med.training.export import export_prior
+
+        parts = {name: self.part(name) for name in ("vae", "tokenizer", "text_encoder")}
+        return export_prior(
+            parts, self.work / "denoiser.ckpt", target, self.config.prior, self.slices("train"), self.slices("val")
+        )
+
+    def part(self, name: str) -> Path:
+        """Folder of a trained part: of this training, else of the prior it starts from."""
+        for folder in (self.work, self.initial):
+            if folder is not None and (folder / name).is_dir():
+                return folder / name
+        raise ResourceError(
+            f"expected {name}/ in {str(self.work)!r}, got none; train it first, or start from a prior that has it"
+        )
+
+    def _samples_seen(self) -> int:
+        """Return the samples behind the initial weights, as their card tells."""
+        card = self.initial / "prior.json" if self.initial else None
+        if card is None or not card.is_file():
+            return 0
+        training = json.loads(card.read_text(encoding="utf-8")).get("training", {})
+        return int(training.get("samples", 0)) + int(training.get("earlier_samples", 0))
