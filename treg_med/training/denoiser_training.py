@@ -85,6 +85,7 @@ def train_denoiser(
     device = accelerator.device
     autoencoder = autoencoder.to(device)
     journal = journal or Journal(checkpoint.with_suffix(".jsonl"))
+    torch.manual_seed(settings.seed)  # first weights
     model = (initial or build_denoiser(autoencoder.config.latent_channels, tuple(settings.channels))).to(device).train()
     ema = Ema(model, settings.ema)
     optimizer = MuonAdamW(model.named_parameters(), settings.rate, settings.muon_rate)

@@ -17,7 +17,7 @@ _LEVELS = (100, 300, 600, 850, 1000)
 
 
 class Journal:
-    """Progress of a training run.
+    """Progress of a training run: an entry after the first step of a call and then every so many samples.
 
     Parameters
     ----------
@@ -27,8 +27,8 @@ class Journal:
         Receives lines for people.
     progress : callable, optional
         Receives samples seen, samples in all and a short text, after every step.
-    seconds : float
-        Time between two entries.
+    every : int
+        Samples between two entries: counted, not timed, so that the same run writes the same losses again.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class Journal:
         path: Path | None = None,
         say: Callable[[str], None] = print,
         progress: Callable[[int, int, str], None] | None = None,
-        seconds: float = 60.0,
+        every: int = 1024,
     ) -> None:
-        self.path, self.say, self.progress, self.seconds = path, say, progress, seconds
+        self.path, self.say, self.progress, self.every = path, say, progress, every
         self._total = self._first = self._before = 0
         self._begun = self._last = 0.0
         self._clear()
@@ -46,8 +46,7 @@ class Journal:
     def begin(self, total: int, samples: int) -> None:
         """Start to count at `samples` of `total`."""
         self._total, self._before, self._first = total, samples, samples
-        self._begun = time.monotonic()
-        self._last = self._begun - self.seconds  # the first step is entered at once
+        self._begun = self._last = time.monotonic()
         self._clear()
 
     def step(self, numbers: Mapping[str, Any], timesteps: Tensor, errors: Tensor, norm: float, rate: float) -> None:
@@ -69,25 +68,26 @@ class Journal:
             self._sums[level][0] += error
             self._sums[level][1] += 1
         self._norms.append(norm)
-        now = time.monotonic()
-        speed = (numbers["samples"] - self._first) / max(now - self._begun, 1e-9)
+        samples, now = numbers["samples"], time.monotonic()
+        speed = (samples - self._first) / max(now - self._begun, 1e-9)
         if self.progress:
-            self.progress(numbers["samples"], self._total, f"{speed:.1f} samples/s, {self._text()}")
-        if now - self._last < self.seconds:
+            self.progress(samples, self._total, f"{speed:.1f} samples/s, {self._text()}")
+        first = self._before == self._first
+        if not first and samples // self.every == self._before // self.every:
             return
-        window = (numbers["samples"] - self._before) / max(now - self._last, 1e-9)
+        window = (samples - self._before) / max(now - self._last, 1e-9)
         self.write(
             {
-                "samples": numbers["samples"],
+                "samples": samples,
                 "seconds": round(numbers["seconds"], 1),
-                "samples_per_second": round(window if self._before > self._first else speed, 2),
+                "samples_per_second": round(window, 2),
                 "loss": {f"t<{end}": round(s / n, 5) for end, (s, n) in self._sums.items() if n},
                 "gradient_norm": round(sum(self._norms) / len(self._norms), 4),
                 "rate": round(rate, 4),
             }
         )
-        self.say(f"{numbers['samples']} of {self._total} samples, {speed:.1f}/s, {self._text()}")
-        self._last, self._before = now, numbers["samples"]
+        self.say(f"{samples} of {self._total} samples, {speed:.1f}/s, {self._text()}")
+        self._last, self._before = now, samples
         self._clear()
 
     def validation(self, numbers: Mapping[str, Any], errors: Mapping[int, float]) -> None:
