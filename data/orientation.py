@@ -1,9 +1,9 @@
 """How an image array lies in a stored volume and in the patient.
 
-Images are (row, column, slice). Volumes from NIfTI are turned so that images come out upright, as the images
-of the shipped prior are: axial with anterior up, coronal and sagittal with superior up, the patient's right
-on the right of axial and coronal images, anterior on the right of sagittal ones. The slice index stays that
-of the file. `Geometry.storage` remembers the turn, and the writer undoes it.
+Images are (row, column, slice). Volumes from NIfTI are turned so that images come out upright in the
+radiological convention, as the shipped prior's words mean them: axial with anterior up, coronal and sagittal
+with superior up, the patient's left on the right of axial and coronal images, anterior on the left of
+sagittal ones. The slice index stays that of the file. `Geometry.storage` remembers the turn, and the writer undoes it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Storage = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 _PLANES = ("sagittal", "coronal", "axial")
 # For each RAS axis across the slices: the (RAS axis, direction) that rows and columns run along.
-_UPRIGHT = {2: ((1, -1), (0, 1)), 1: ((2, -1), (0, 1)), 0: ((2, -1), (1, 1))}
+_UPRIGHT = {2: ((1, -1), (0, -1)), 1: ((2, -1), (0, -1)), 0: ((2, -1), (1, -1))}
 # Spacings that differ by less than this are the same.
 _SPACING_TOLERANCE = 1.05
 

@@ -76,7 +76,7 @@ def test_the_default_slice_axis_is_the_coarsest(
         assert scan.header.operations[0]["slice_axis"] == axis
 
 
-def test_sagittal_slices_have_the_top_up_and_the_front_on_the_right(tmp_path: Path) -> None:
+def test_sagittal_slices_have_the_top_up_and_the_front_on_the_left(tmp_path: Path) -> None:
     values = np.zeros((6, 16, 12), np.float32)
     values[2, 14, 1] = 1.0  # front and low in RAS
     _save(tmp_path / "a.nii", values, np.diag([3.0, 1.0, 1.0, 1.0]))
@@ -84,18 +84,18 @@ def test_sagittal_slices_have_the_top_up_and_the_front_on_the_right(tmp_path: Pa
         image = scan[2].target
         assert scan.header.words.plane == "sagittal"
     assert image is not None
-    assert image.abs().argmax() == 10 * 16 + 14
+    assert image.abs().argmax() == 10 * 16 + 1
 
 
-def test_coronal_slices_have_the_top_up_and_the_right_on_the_right(tmp_path: Path) -> None:
+def test_coronal_slices_have_the_top_up_and_the_left_on_the_right(tmp_path: Path) -> None:
     values = np.zeros((16, 6, 12), np.float32)
-    values[14, 2, 1] = 1.0  # right and low in RAS
+    values[14, 2, 1] = 1.0  # the patient's right, low, in RAS
     _save(tmp_path / "a.nii", values, np.diag([1.0, 3.0, 1.0, 1.0]))
     with open_scan(tmp_path / "a.nii", acceleration=1.0, noise=0.0) as scan:
         image = scan[2].target
         assert scan.header.words.plane == "coronal"
     assert image is not None
-    assert image.abs().argmax() == 10 * 16 + 14
+    assert image.abs().argmax() == 10 * 16 + 1
 
 
 def test_every_output_says_that_it_is_simulated(tmp_path: Path) -> None:

@@ -104,8 +104,8 @@ def test_magnitude_and_phase(measurement: Measurement, out: Path) -> None:
     magnitude, phase = nib.load(w.image_path), nib.load(w.phase_path)
     assert magnitude.get_data_dtype() == np.float32
     values = magnitude.get_fdata() * np.exp(1j * phase.get_fdata())
-    # RAS storage: first axis to the right, second one up.
-    assert np.allclose(values[:, ::-1, 0].T, rec.image.numpy(), atol=1e-5)
+    # RAS storage: the first axis runs to the patient's right, which is on the left of the image, the second one up.
+    assert np.allclose(values[::-1, ::-1, 0].T, rec.image.numpy(), atol=1e-5)
     assert b"research use only" in bytes(magnitude.header["descrip"])
 
 
