@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from treg_med.training.phantom_anatomy import LOBES, TISSUES, draw_head
-from treg_med.training.phantom_signal import inversion_recovery, spin_echo, tissue_signal
 from treg_med.training.phantoms import PATIENT_LEFT_IS, draw_phantoms
+from treg_med.training.phantoms.anatomy import LOBES, TISSUES, draw_head
+from treg_med.training.phantoms.signal import inversion_recovery, spin_echo, tissue_signal
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from treg_med.data import open_scan
 from treg_med.data.phantoms import phantom_volume, write_nifti
 from treg_med.errors import ConfigError, FormatError, GeometryError, NumericsError, ResourceError, UnsafeFileError
 from treg_med.training.prepare import prepare_slices
-from treg_med.training.scan_entry import guessed_subject
-from treg_med.training.slice_file import SliceRow, split_rows
+from treg_med.training.prepare.scan_entry import guessed_subject
+from treg_med.training.prepare.slice_file import SliceRow, split_rows
 from treg_med.training.slices import CaptionedSlices
 
 VOLUME = phantom_volume((40, 36), 5)

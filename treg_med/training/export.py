@@ -11,56 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors.latent import LatentPrior
-from treg_med.training.captions import counterfactuals, render_caption
+from treg_med.report.one_step import denoising_error
+from treg_med.report.words import word_tests
+from treg_med.training.captions import render_caption
 from treg_med.training.config import PriorFacts
 from treg_med.training.phantoms import PATIENT_LEFT_IS, draw_attributes
 from treg_med.training.slices import CaptionedSlices
 
-__all__ = ["contrast_wins", "denoising_error", "export_prior"]
+__all__ = ["export_prior"]
 
-TIMESTEPS = (4, 12, 31, 69, 145, 282, 487, 695, 838, 970)
-
-
-@torch.no_grad()
-def denoising_error(
-    prior: LatentPrior, slices: CaptionedSlices, timesteps: tuple[int, ...] = TIMESTEPS, seed: int = 0
-) -> dict[int, float]:
-    """Return the rms error per pixel, in [-1, 1] units, of the decoded one-step clean estimate with the right text."""
-    generator = torch.Generator().manual_seed(seed)
-    images = slices.images.float() / 127.5 - 1
-    out = {}
-    for t in timesteps:
-        squares = []
-        for x, texts in zip(images.split(8), _chunks(slices.captions, 8), strict=True):
-            noisy = _noised(prior, prior.encode(x), t, generator)
-            clean = prior.predict(noisy, t, prior.embed(texts)).clean
-            squares.append((prior.decode(clean) - x).square().mean((1, 2, 3)))
-        out[t] = float(torch.cat(squares).mean().sqrt())
-    return out
-
-
-@torch.no_grad()
-def contrast_wins(prior: LatentPrior, slices: CaptionedSlices, timestep: int, draws: int = 2, seed: int = 0) -> float:
-    """Return how often the published caption denoises better than the same caption with another contrast word.
-
-    Every slice meets the words of the other contrasts (T1 with and without contrast agent count as one) under the same
-    noise; the squared errors of `draws` noises are added. Chance is one half.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    wins = []
-    for x, caption in zip(slices.images.float().split(1), slices.captions, strict=True):
-        texts = [caption, *counterfactuals(caption, "contrast")]
-        z, condition = prior.encode(x / 127.5 - 1), prior.embed(texts)
-        errors = torch.zeros(len(texts))
-        for _ in range(draws):
-            noisy = _noised(prior, z, timestep, generator).expand(len(texts), -1, -1, -1)
-            errors += (prior.predict(noisy, timestep, condition).clean - z).square().mean((1, 2, 3))
-        wins += (errors[0] < errors[1:]).tolist()
-    return sum(wins) / len(wins)
+_WORD_LEVELS = (69, 145, 487, 900)
 
 
 def export_prior(
@@ -141,6 +104,7 @@ def _metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
     from treg_med.training.autoencoder import round_trip_psnr
 
     trained, linear = round_trip_psnr(prior.vae, validation.images.float() / 255)
+    contrast = [t.levels for t in word_tests(prior, validation, ["contrast"], "validation", levels=_WORD_LEVELS)]
     return {
         "validation_slices": len(validation),
         "round_trip_psnr_db": {
@@ -151,8 +115,8 @@ def _metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
             "mean": round(float(linear.mean()), 2),
             "worst": round(float(linear.min()), 2),
         },
-        "denoising_error_std": {str(t): round(e, 5) for t, e in denoising_error(prior, validation, TIMESTEPS).items()},
-        "right_contrast_wins": {str(t): round(contrast_wins(prior, validation, t), 3) for t in (69, 145, 487, 900)},
+        "denoising_error_std": {str(t): round(e, 5) for t, e in denoising_error(prior, validation).items()},
+        "right_contrast_wins": {str(t): round(rate.wins, 3) for levels in contrast for t, rate in levels.items()},
     }
 
 
@@ -165,12 +129,3 @@ def _words(train: CaptionedSlices) -> list[str]:
         texts.append(render_caption(attributes, rng)[0])
     seen = {word.strip(".,;:()").lower() for text in texts for word in text.split()}
     return sorted(w for w in seen if w and not any(c.isdigit() for c in w))
-
-
-def _noised(prior: LatentPrior, z: Tensor, timestep: int, generator: torch.Generator) -> Tensor:
-    alpha = prior.alphas_cumprod[timestep]
-    return alpha.sqrt() * z + (1 - alpha).sqrt() * torch.randn(z.shape, generator=generator)
-
-
-def _chunks(items: list[str], size: int) -> list[list[str]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]

@@ -13,8 +13,9 @@ __all__ = ["draw_crop_timesteps", "draw_timesteps"]
 def draw_timesteps(count: int, low_noise_share: float, high_noise_share: float, generator: torch.Generator) -> Tensor:
     """Stratified timesteps, ``(count,)``, with extra mass at both ends.
 
-    Below 250 live the solvers that start from a reconstruction; only above 850, where even the mean intensity of a
-    patch is lost in the noise, must the network take the contrast from the words.
+    Below 250 live the solvers that start from a reconstruction. Only near the end, where even the mean intensity of a
+    region is lost in the noise, must the network take contrast and plane from the words: the mass above 850 grows
+    towards it.
     """
     u = _shuffled_strata(count, generator)
     middle = 1 - low_noise_share - high_noise_share
@@ -24,7 +25,7 @@ def draw_timesteps(count: int, low_noise_share: float, high_noise_share: float, 
         torch.where(
             u < low_noise_share + middle,
             1000 * (u - low_noise_share) / max(middle, 1e-9),
-            1000 - 150 * (1 - u) / max(high_noise_share, 1e-9),
+            1000 - 150 * ((1 - u) / max(high_noise_share, 1e-9)) ** 2,
         ),
     )
     return t.long().clamp(0, 999)
