@@ -285,7 +285,10 @@ def _writer(
         seed=seed,
         prior_sha256=used.sha256 if used else None,
         prior_name=_prior_name(used),
-        extra={"method": {"label": method.label, "preset": method.preset, "samples": method.samples}},
+        extra={
+            "method": {"label": method.label, "preset": method.preset, "samples": method.samples},
+            **({"adapters": used.card["adapters"]} if used and "adapters" in used.card else {}),
+        },
     )
 
 

@@ -90,7 +90,7 @@ def test_unseen_subjects_round_trip_as_the_card_says(prior: LatentPrior, shared:
 
 
 def test_prior_denoises_unseen_subjects_as_its_card_says(prior: LatentPrior, shared: Path) -> None:
-    from treg_med.training.export import denoising_error
+    from treg_med.report.one_step import denoising_error
     from treg_med.training.slices import CaptionedSlices
 
     slices = CaptionedSlices.load(shared / "slices" / "brain_mr_slices_2d.h5", "val", subjects_only="ms_").every(60)

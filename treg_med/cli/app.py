@@ -102,6 +102,9 @@ def reconstruct(
     prior: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of a prior; default: the embedded one.")
     ] = None,
+    adapter: Annotated[
+        list[Path] | None, typer.Option("--adapter", metavar="DIR", help="Adapter on the prior; may be repeated.")
+    ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the method.")
     ] = None,
@@ -131,6 +134,7 @@ def reconstruct(
         solver=solver,
         preset=preset,
         prior=prior,
+        adapters=tuple(adapter or ()),
         settings=tuple(setting or ()),
         reader=tuple(reader or ()),
         steps=steps,
@@ -187,6 +191,9 @@ def prior_report(
     prior: Annotated[
         Path | None, typer.Argument(metavar="PATH", help="Folder of a prior; default: the embedded one.")
     ] = None,
+    adapter: Annotated[
+        list[Path] | None, typer.Option("--adapter", metavar="DIR", help="Adapter on the prior; may be repeated.")
+    ] = None,
     out: OutFolder = Path("treg_med_output"),
     slices: Annotated[
         Path | None, typer.Option("--slices", metavar="FILE.h5", help="Captioned slices; default: phantoms only.")
@@ -204,7 +211,7 @@ def prior_report(
     from treg_med.cli.prior_report import run
 
     run(
-        prior, out, slices, split,
+        prior, adapter or [], out, slices, split,
         quick=quick, seed=seed, threads=threads, write_card=write_card, as_json=as_json,
     )  # fmt: skip
 
@@ -346,6 +353,108 @@ def export(
 ) -> None:
     """Assemble the trained parts, also of a run that goes on, into a prior folder with its card."""
     _train(("export",), config, work, data, initial, threads, as_json, out=out)
+
+
+adapt_app = typer.Typer(help="Adapt a prior to other images, and fuse it with what was learned.", no_args_is_help=True)
+app.add_typer(adapt_app, name="adapt")
+
+Base = Annotated[Path | None, typer.Option("--prior", metavar="DIR", help="Prior to adapt; default: the embedded one.")]
+Slices8Bit = Annotated[
+    Path, typer.Option("--data", metavar="PATH", help="Slice file (HDF5), or a folder of captioned scans.")
+]
+AdapterOut = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Adapter folder to write.")]
+Images = Annotated[
+    list[str] | None,
+    typer.Option("--images", metavar="NAME", help="Dataset of the images in the slice file; may be repeated."),
+]
+AdaptMethod = Annotated[str, typer.Option(help="lora: low-rank factors; full: all weights.")]
+AdaptSteps = Annotated[int | None, typer.Option(help="Training steps.")]
+Batch = Annotated[int | None, typer.Option(help="Samples per step.")]
+Rate = Annotated[float | None, typer.Option(help="Learning rate; default: that of the component and method.")]
+Rank = Annotated[int | None, typer.Option(help="Rank of the low-rank factors.")]
+Crop = Annotated[int | None, typer.Option(help="Side of a training crop in pixels.")]
+GoOn = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with an unfinished run, or throw it away.")]
+
+
+def _adapt(
+    component: str,
+    prior: Path | None,
+    data: Path,
+    out: Path,
+    images: list[str] | None,
+    time_limit: float | None,
+    resume: bool,
+    threads: int | None,
+    as_json: bool,
+    **settings: object,
+) -> None:
+    from treg_med.cli.adapt import Job, run
+
+    job = Job(component, prior, data, out, tuple(images or ("images",)), settings, time_limit, resume, threads)
+    run(job, as_json=as_json)
+
+
+@adapt_app.command("vae")
+def adapt_vae(
+    data: Slices8Bit,
+    out: AdapterOut,
+    prior: Base = None,
+    method: AdaptMethod = "full",
+    images: Images = None,
+    steps: AdaptSteps = None,
+    batch: Batch = None,
+    rate: Rate = None,
+    rank: Rank = None,
+    seed: Seed = 0,
+    crop: Crop = None,
+    time_limit: TimeLimit = None,
+    resume: GoOn = True,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Adapt the decoder; the latent space, and with it the denoiser, stays as it is."""
+    _adapt(
+        "vae", prior, data, out, images, time_limit, resume, threads, as_json,
+        method=method, steps=steps, batch=batch, rate=rate, rank=rank, seed=seed, crop=crop,
+    )  # fmt: skip
+
+
+@adapt_app.command("unet")
+def adapt_unet(
+    data: Slices8Bit,
+    out: AdapterOut,
+    prior: Base = None,
+    method: AdaptMethod = "lora",
+    images: Images = None,
+    steps: AdaptSteps = None,
+    batch: Batch = None,
+    rate: Rate = None,
+    rank: Rank = None,
+    seed: Seed = 0,
+    crop: Crop = None,
+    time_limit: TimeLimit = None,
+    resume: GoOn = True,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Adapt the denoiser to the images and their captions; the text encoder stays as it is."""
+    _adapt(
+        "unet", prior, data, out, images, time_limit, resume, threads, as_json,
+        method=method, steps=steps, batch=batch, rate=rate, rank=rank, seed=seed, crop=crop,
+    )  # fmt: skip
+
+
+@adapt_app.command("merge")
+def adapt_merge(
+    adapter: Annotated[list[Path], typer.Option("--adapter", metavar="DIR", help="Adapter folder; may be repeated.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Prior folder to write.")],
+    prior: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Write a prior and its adapters as one complete prior folder."""
+    from treg_med.cli.adapt import merge
+
+    merge(prior, adapter, out, as_json=as_json)
 
 
 def main() -> None:

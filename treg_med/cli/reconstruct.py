@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ class Job:
     solver: str
     preset: str
     prior: Path | None
+    adapters: tuple[Path, ...]
     settings: tuple[str, ...]
     reader: tuple[str, ...]
     steps: int | None
@@ -60,7 +63,10 @@ def run(job: Job, *, as_json: bool) -> None:
         text = _text(job.text, scan.header.text)
         method = Method(job.solver, job.solver, job.preset, settings, text, job.samples)
         methods = with_controls(method) if job.controls else (method,)
-        prior = load_prior(job.prior) if any(m.needs_prior for m in methods) else None
+        needed = any(m.needs_prior for m in methods)
+        prior, notes = load_prior(job.prior, job.adapters) if needed else (None, [])
+        if prior is not None:
+            prior.embed(text or "")  # a text that the prior cannot read fails here, before any work
         folder = make_folder(job.out)
         with progress_bar() as watch:
             finished = reconstruct_volume(
@@ -76,14 +82,17 @@ def run(job: Job, *, as_json: bool) -> None:
                 watch=watch,
             )
     report(finished, f"{job.input.name}: {len(indices)} of {scan.header.n_slices} slices", as_json=as_json)
-    print_warnings(finished.warnings)
+    print_warnings([*notes, *finished.warnings])
 
 
-def load_prior(folder: Path | None) -> LatentPrior:
-    """Open the prior of ``folder``, or the embedded one."""
+def load_prior(folder: Path | None, adapters: Sequence[Path] = ()) -> tuple[LatentPrior, list[str]]:
+    """Open the prior of ``folder``, or the embedded one, with adapters on top; also what to be warned of."""
     from treg_med.priors import LatentPrior
 
-    return LatentPrior.from_pretrained(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        prior = LatentPrior.from_pretrained(folder, adapter=adapters)
+    return prior, [str(w.message) for w in caught if w.category is UserWarning]
 
 
 def _text(given: str | None, suggested: str | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -49,7 +50,7 @@ class _Residual(nn.Module):
         return x + self.conv_out(functional.silu(self.conv_in(functional.silu(x))))
 
 
-class NullSpaceAutoencoder(ModelMixin, ConfigMixin):
+class NullSpaceAutoencoder(ModelMixin, ConfigMixin, PeftAdapterMixin):
     r"""Orthonormal patch encoder with a trained null-space decoder.
 
     With the first K columns of an orthonormal basis ``[V, V_perp]`` of ``f x f`` patches ``p`` of mean ``m``,

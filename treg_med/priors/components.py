@@ -1,59 +1,68 @@
-"""Opening the parts of a prior's folder: safetensors only, offline only."""
+"""Opening the parts of a prior's folder in the Stable Diffusion layout: safetensors only, offline only."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from treg_med.errors import FormatError, ResourceError, UnsafeFileError
+from treg_med.errors import ConfigError, FormatError, ResourceError, TregMedError
+from treg_med.priors.card import FolderOptions
+from treg_med.priors.layout import AUTOENCODERS, DENOISERS, find_components, read_json
+from treg_med.priors.noise_schedule import load_schedule
+from treg_med.priors.weights import component_variant
 
-__all__ = ["load_components"]
+__all__ = ["load_components", "load_text_parts", "readable"]
 
 
-def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+def load_components(folder: Path, dtype: torch.dtype, options: FolderOptions) -> dict[str, Any]:
     """Autoencoder, denoiser, scheduler, text encoder and tokenizer of a folder in the Stable Diffusion layout."""
-    has_text = (folder / "text_encoder").is_dir()
+    parts = find_components(folder, options.subfolders)
+    vae = _open(parts["vae"], _autoencoder, dtype)
+    given = {"scaling_factor": options.scaling_factor, "shift_factor": options.shift_factor}
+    vae.register_to_config(**{key: value for key, value in given.items() if value is not None})
     return {
-        "vae": _open(folder / "vae", _autoencoder, dtype),
-        "unet": _open(folder / "unet", _denoiser, dtype),
-        "scheduler": _open(folder / "scheduler", _scheduler, dtype),
-        "text_encoder": _open(folder / "text_encoder", _text_encoder, dtype) if has_text else None,
-        "tokenizer": _open(folder / "tokenizer", _tokenizer, dtype) if has_text else None,
+        "vae": vae,
+        "unet": _open(parts["unet"], _denoiser, dtype),
+        "scheduler": _open(parts["scheduler"], _scheduler, dtype),
+        **load_text_parts(parts["text_encoder"], parts["tokenizer"], dtype),
     }
 
 
-def _open(folder: Path, load: Callable[[Path, torch.dtype], Any], dtype: torch.dtype) -> Any:
-    if not folder.is_dir():
-        raise ResourceError(
-            f"expected the component folder {folder.name!r} in the prior's folder, got none; "
-            "a prior has vae/, unet/ and scheduler/"
-        )
-    pickled = [p.name for pattern in ("*.bin", "*.ckpt", "*.pt") for p in folder.glob(pattern)]
-    if pickled and not any(folder.glob("*.safetensors")):
-        raise UnsafeFileError(
-            f"expected safetensors in {folder.name}/, got only {pickled[0]}, which would have to be unpickled; "
-            "convert it to safetensors"
-        )
+def load_text_parts(text_encoder: Path | None, tokenizer: Path | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Text encoder and tokenizer of two folders; both None where there are none."""
+    if text_encoder is None or tokenizer is None:
+        return {"text_encoder": None, "tokenizer": None}
+    return {
+        "text_encoder": _open(text_encoder, _text_encoder, dtype),
+        "tokenizer": _open(tokenizer, _tokenizer, dtype),
+    }
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Turn what the libraries raise over a damaged component into one typed sentence."""
     try:
-        return load(folder, dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        yield
+    except (TregMedError, MemoryError):
+        raise
+    except ImportError as error:
+        raise ResourceError(f"expected the packages that {what} needs, got: {error}; install them") from error
+    except Exception as error:  # the tokenizers raise nothing narrower
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FormatError(f"expected a readable component in {folder.name}/ of the prior, got: {first}") from error
+        raise FormatError(
+            f"expected a readable component in {what} of the prior, got: {first}; copy the prior again"
+        ) from error
 
 
-def _class_name(folder: Path) -> str:
-    path = folder / "config.json"
-    return str(json.loads(path.read_text(encoding="utf-8")).get("_class_name", "")) if path.is_file() else ""
-
-
-def _variant(folder: Path) -> dict[str, Any]:
-    """Name the half-precision variant where it is the only one, as diffusers asks for."""
-    plain = [p for p in folder.glob("*.safetensors") if ".fp16" not in p.name]
-    return {"variant": "fp16"} if not plain and any(folder.glob("*.fp16*.safetensors")) else {}
+def _open(folder: Path | None, load: Callable[[Path, torch.dtype], Any], dtype: torch.dtype) -> Any:
+    if folder is None:
+        raise ResourceError("expected a folder of a component, got none")
+    with readable(f"{folder.name}/"):
+        return load(folder, dtype)
 
 
 def _autoencoder(folder: Path, dtype: torch.dtype) -> Any:
@@ -61,41 +70,88 @@ def _autoencoder(folder: Path, dtype: torch.dtype) -> Any:
 
     from treg_med.priors.autoencoder import NullSpaceAutoencoder
 
-    name = _class_name(folder)
-    known: dict[str, Any] = {"NullSpaceAutoencoder": NullSpaceAutoencoder}
-    cls = known.get(name) or getattr(diffusers, name or "AutoencoderKL", None)
-    if cls is None:
-        raise FormatError(f"expected an autoencoder class of diffusers in vae/config.json, got {name!r}")
-    return cls.from_pretrained(
-        folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(folder)
-    )
+    name = _class_name(folder, AUTOENCODERS)
+    cls = NullSpaceAutoencoder if name == "NullSpaceAutoencoder" else getattr(diffusers, name)
+    vae = _from_pretrained(cls, folder, torch_dtype=dtype)
+    # Stable Diffusion's autoencoder overflows in half precision, and its configuration says so.
+    return vae.to(torch.float32) if dtype == torch.float16 and vae.config.get("force_upcast") else vae
 
 
 def _denoiser(folder: Path, dtype: torch.dtype) -> Any:
-    from diffusers import UNet2DConditionModel
+    import diffusers
 
-    return UNet2DConditionModel.from_pretrained(
-        folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(folder)
-    )
+    return _from_pretrained(getattr(diffusers, _class_name(folder, DENOISERS)), folder, torch_dtype=dtype)
 
 
 def _scheduler(folder: Path, dtype: torch.dtype) -> Any:
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler.from_pretrained(folder, local_files_only=True)
+    return load_schedule(folder)
 
 
 def _text_encoder(folder: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoConfig, AutoModel, CLIPTextModel
+    from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModel
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    cls = CLIPTextModel if config.model_type.startswith("clip") else AutoModel
-    return cls.from_pretrained(
-        folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, **_variant(folder)
-    )
+    kind = str(read_json(folder / "config.json").get("model_type", ""))
+    if kind.startswith("clip"):
+        # Reads the text half where the folder holds a whole CLIP.
+        config, cls = CLIPTextConfig.from_pretrained(folder, local_files_only=True), CLIPTextModel
+    else:
+        config, cls = AutoConfig.from_pretrained(folder, local_files_only=True), AutoModel
+    return _from_pretrained(cls, folder, config=config, dtype=dtype)
 
 
 def _tokenizer(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _from_pretrained(cls: Any, folder: Path, **keywords: Any) -> Any:
+    """Open a component whose weights are all there: the libraries fill a gap with random numbers."""
+    with _quiet():
+        model, info = cls.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            variant=component_variant(folder),
+            output_loading_info=True,
+            **keywords,
+        )
+    # The states come from before the pooling layer, which an encoder may lack.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise FormatError(
+            f"expected all weights of {cls.__name__} in {folder.name}/, got none for {missing[0]} "
+            f"({len(missing)} in all); copy the prior again"
+        )
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' loading reports and bars off the terminal; what matters in them is an error here."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = [diffusers.utils.logging, transformers.utils.logging]
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, (verbosity, bar) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if bar:
+                library.enable_progress_bar()
+
+
+def _class_name(folder: Path, known: tuple[str, ...]) -> str:
+    """Class of a diffusers component, which has to be one of the known ones: none is looked up by its name alone."""
+    name = str(read_json(folder / "config.json").get("_class_name", ""))
+    if name not in known:
+        raise ConfigError(
+            f"expected _class_name {', '.join(known)} in {folder.name}/config.json, got {name or 'none'!r}; "
+            "other components are not supported"
+        )
+    return name

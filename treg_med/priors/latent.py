@@ -1,23 +1,31 @@
-"""A text-conditioned latent diffusion prior assembled from a folder in the Stable Diffusion layout."""
+"""A latent diffusion prior assembled from a folder in the Stable Diffusion layout or a MONAI bundle."""
 
 from __future__ import annotations
 
 import hashlib
 import html
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from treg_med.errors import ConfigError, FormatError, ResourceError, UnsafeFileError
+from treg_med.codec import ImageCodec
+from treg_med.errors import ConfigError, FormatError, ResourceError
 from treg_med.priors.base import Prediction
+from treg_med.priors.card import FolderOptions, read_card
+from treg_med.priors.checks import check_fit, text_width
+from treg_med.priors.conditioning import Conditioning, NoConditioning, TextConditioning
+from treg_med.priors.weights import is_pickled, pickled_error
+from treg_med.priors.words import word_warnings
 
 __all__ = ["DEFAULT_PRIOR", "LatentPrior"]
 
 DEFAULT_PRIOR = Path(__file__).parent / "default"
+_ROUND_TRIP_BATCH = 8
 
 
 class LatentPrior:
@@ -40,6 +48,15 @@ class LatentPrior:
         Content of ``prior.json``.
     source
         Where the prior came from.
+    conditioning
+        What makes conditions of texts; default the text encoder, or nothing where there is none.
+
+    Raises
+    ------
+    FormatError
+        If the components do not fit together.
+    ConfigError
+        If one is of a kind that is not supported.
     """
 
     def __init__(
@@ -51,6 +68,7 @@ class LatentPrior:
         tokenizer: Any = None,
         card: dict[str, Any] | None = None,
         source: str = "",
+        conditioning: Conditioning | None = None,
     ) -> None:
         if not hasattr(scheduler, "alphas_cumprod"):
             raise ConfigError(
@@ -60,6 +78,7 @@ class LatentPrior:
         self.prediction_type = str(scheduler.config.get("prediction_type", "epsilon"))
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ConfigError(f"expected prediction_type epsilon, v_prediction or sample, got {self.prediction_type!r}")
+        check_fit(vae, unet, text_encoder)
         self.vae = vae.eval()
         self.unet = unet.eval()
         self.scheduler = scheduler
@@ -70,7 +89,9 @@ class LatentPrior:
         self.alphas_cumprod = scheduler.alphas_cumprod
         levels = len(unet.config.block_out_channels)
         self.image_multiple = self.vae_factor * 2 ** (levels - 1)
-        self._embedded: dict[str, Tensor] = {}
+        self.conditioning = conditioning or _conditioning(unet, self.text_encoder, tokenizer)
+        # A denoiser of diffusers without any attention on a condition does not even take the argument.
+        self._takes_condition = "encoder_hidden_states" in inspect.signature(unet.forward).parameters
 
     @classmethod
     def from_pretrained(
@@ -79,31 +100,61 @@ class LatentPrior:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        subfolders: Mapping[str, str] | None = None,
+        scaling_factor: float | None = None,
+        shift_factor: float | None = None,
+        condition_names: Sequence[str] | None = None,
+        adapter: str | Path | Sequence[str | Path] = (),
     ) -> LatentPrior:
-        """Open the embedded default prior, or any folder with ``vae/``, ``unet/``, ``scheduler/`` and text parts.
+        """Open the embedded default prior, a folder in the Stable Diffusion 1.x / 2.x layout, or a MONAI bundle.
 
-        Only safetensors are read and nothing is ever downloaded.
+        Only safetensors are read, nothing is ever downloaded, and no expression of a configuration is evaluated. What
+        the folder leaves open comes from the keywords, or from entries of the same names in a ``prior.json`` in it.
+
+        Parameters
+        ----------
+        path
+            Folder with ``vae/``, ``unet/``, ``scheduler/`` and, for a prior with text, ``text_encoder/`` and
+            ``tokenizer/``; or a MONAI bundle, ``configs/`` and ``models/``. None is the embedded prior.
+        device, dtype
+            Where the components go, and their precision.
+        subfolders
+            Name of the folder (in a bundle: of the weight file) of a component, by ``vae``, ``unet``, ``scheduler``,
+            ``text_encoder`` or ``tokenizer``; default the usual name, else found by its ``config.json``.
+        scaling_factor, shift_factor
+            ``latent = (raw - shift) * scale``, in place of the autoencoder's own.
+        condition_names
+            Names of the entries of a condition vector, in order.
+        adapter
+            Adapter folder to put on top, or several in order (see `treg_med.priors.adapters.apply_adapter`).
 
         Raises
         ------
         ResourceError
-            If the folder or a component is missing.
+            If the folder, a component or a shard is missing.
         UnsafeFileError
-            If a component has only pickled weights.
+            If a component has only pickled weights, or a needed value is an expression.
         FormatError
-            If a checksum in ``prior.json`` does not match, or a component cannot be read.
+            If a checksum in ``prior.json`` does not match, a component cannot be read, or two do not fit together.
+        ConfigError
+            If something has to be said by a keyword, or is of a kind that is not supported.
         """
+        from treg_med.priors.adapters import apply_adapters
         from treg_med.priors.components import load_components
+        from treg_med.priors.monai.config import is_bundle
 
         folder = DEFAULT_PRIOR if path is None else Path(path)
-        if not folder.is_dir():
-            raise ResourceError(
-                f"expected a folder of a latent diffusion prior, got {str(folder)!r}, which is not there; "
-                "pass the folder that holds vae/ and unet/"
-            )
-        card = _read_card(folder)
-        parts = load_components(folder, dtype)
-        return cls(**parts, card=card, source=str(path) if path is not None else "default").to(device)
+        _check_folder(folder)
+        card = read_card(folder)
+        options = FolderOptions.merged(card, subfolders, scaling_factor, shift_factor, condition_names)
+        if is_bundle(folder):
+            from treg_med.priors.monai.bundle import load_bundle
+
+            parts = load_bundle(folder, dtype, options)
+        else:
+            parts = load_components(folder, dtype, options)
+        prior = cls(**parts, card=card, source=str(path) if path is not None else "default").to(device)
+        return apply_adapters(prior, adapter)
 
     def to(self, device: str | torch.device) -> LatentPrior:
         """Move all components; returns self."""
@@ -111,7 +162,7 @@ class LatentPrior:
             if module is not None:
                 module.to(device)
         self.alphas_cumprod = self.alphas_cumprod.to(device)
-        self._embedded.clear()
+        self.conditioning.to(device)
         return self
 
     @property
@@ -145,51 +196,51 @@ class LatentPrior:
         return self.vae.decode((latent / scale + shift).to(self.vae.dtype)).sample.float().mean(1, keepdim=True)
 
     def embed(self, text: str | Sequence[str]) -> Tensor:
-        """Return the text states ``(n, tokens, width)``; texts seen before come from memory."""
+        """Return the conditions ``(n, tokens, width)`` of texts; the empty text is the unconditional one.
+
+        Raises
+        ------
+        ConfigError
+            If the prior is conditioned on named numbers and a text does not give them.
+        """
         texts = [text] if isinstance(text, str) else list(text)
-        if self.text_encoder is None:
-            raise ConfigError("this prior has no text encoder; use another prior or no text conditioning")
-        for entry in texts:
-            if entry not in self._embedded:
-                tokens = self.tokenizer(
-                    entry,
-                    padding="max_length",
-                    max_length=self.max_tokens,
-                    truncation=True,
-                    return_tensors="pt",
-                )
-                with torch.no_grad():
-                    states = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
-                self._embedded[entry] = states[0].float()
-        return torch.stack([self._embedded[entry] for entry in texts])
+        return self.conditioning.embed(texts, self.device)
+
+    def round_trip(self, image: Tensor) -> Tensor:
+        """Return D(E(image)), unclamped: the best image that any method in this latent space can reach.
+
+        Parameters
+        ----------
+        image : Tensor ``(*batch, H, W)``
+            Values in [0, 1], background 0, of any size: it is padded to the autoencoder's multiple and cropped again.
+
+        Returns
+        -------
+        Tensor ``(*batch, H, W)``
+            Float32 on the image's device; no gradient is recorded unless the image asks for one.
+        """
+        codec = ImageCodec((int(image.shape[-2]), int(image.shape[-1])), self.vae_factor)
+        # The graph of a whole decoder is large, and a floor needs none.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and image.requires_grad):
+            encoded = codec.encode(image.to(self.device, torch.float32))
+            parts = [self.decode(self.encode(part)) for part in encoded.split(_ROUND_TRIP_BATCH)]
+            return codec.decode(torch.cat(parts), tuple(image.shape[:-2])).to(image.device)
 
     @property
     def max_tokens(self) -> int:
-        """Longest text in tokens, start and end included."""
-        return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
+        """Longest text in tokens, start and end included; 0 where the prior reads no text."""
+        return self.conditioning.max_tokens if isinstance(self.conditioning, TextConditioning) else 0
 
     def text_warnings(self, text: str) -> tuple[str, ...]:
         """Sentences a user should read before trusting what the prior makes of a text."""
-        if self.tokenizer is None or not text:
-            return ()
-        tokens = self.tokenizer(text).input_ids
-        out = []
-        if len(tokens) > self.max_tokens:
-            out.append(f"the text has {len(tokens)} tokens; the prior reads the first {self.max_tokens} only")
-        known = self.card.get("words")
-        if known:
-            words = {w.strip(".,;:()").lower() for w in text.split()}
-            strange = sorted(w for w in words if w and w not in set(known) and not any(c.isdigit() for c in w))
-            if strange:
-                out.append("the prior was never trained on these words: " + ", ".join(strange))
-        return tuple(out)
+        own = self.conditioning.text_warnings(text)
+        return own if self.tokenizer is None or not text else (*own, *word_warnings(self.card, text))
 
     def predict(self, latent: Tensor, timestep: int | Tensor, condition: Tensor) -> Prediction:
         """Return noise and clean latent of ``z_t`` at one timestep or one per latent, whatever the network predicts."""
         steps = torch.as_tensor(timestep, device=latent.device).expand(len(latent))
-        output = self.unet(
-            latent.to(self.unet.dtype), steps, encoder_hidden_states=condition.to(self.unet.dtype)
-        ).sample.float()
+        told = {"encoder_hidden_states": condition.to(self.unet.dtype)} if self._takes_condition else {}
+        output = self.unet(latent.to(self.unet.dtype), steps, **told).sample.float()
         alpha = self.alphas_cumprod[steps].view(-1, 1, 1, 1).to(latent)
         signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
         if self.prediction_type == "v_prediction":
@@ -202,12 +253,11 @@ class LatentPrior:
         """Return shift and scale with ``latent = (raw - shift) * scale``."""
         config = self.vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
+        scale = torch.tensor(config.get("scaling_factor") or 1.0).to(like)
         if mean is not None and std is not None:
             view = (1, -1, 1, 1)
-            return torch.tensor(mean).to(like).view(view), (1 / torch.tensor(std).to(like)).view(view)
-        shift = config.get("shift_factor") or 0.0
-        scale = config.get("scaling_factor") or 1.0
-        return torch.tensor(shift).to(like), torch.tensor(scale).to(like)
+            return torch.tensor(mean).to(like).view(view), scale / torch.tensor(std).to(like).view(view)
+        return torch.tensor(config.get("shift_factor") or 0.0).to(like), scale
 
     def _facts(self) -> list[tuple[str, str]]:
         parameters = sum(
@@ -219,7 +269,7 @@ class LatentPrior:
                 "latent",
                 f"{self.unet.config.in_channels} channels at 1/{self.vae_factor} resolution, {self.prediction_type}",
             ),
-            ("text", "none" if self.text_encoder is None else f"{self.max_tokens} tokens"),
+            ("text", self.conditioning.describe()),
             ("parameters", f"{parameters / 1e6:.1f} million"),
             ("trained on", str(self.card.get("summary", "unknown"))),
         ]
@@ -233,23 +283,25 @@ class LatentPrior:
         return f"<table><caption><b>LatentPrior</b></caption>{rows}</table>"
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
-    """Content of ``prior.json`` after every checksum in it was verified; empty where there is no card."""
-    path = folder / "prior.json"
-    if not path.is_file():
-        return {}
-    try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FormatError(
-            f"expected JSON in {path.name} of the prior, got an unreadable file ({error}); copy the prior again"
-        ) from error
-    for name, expected in card.get("sha256", {}).items():
-        part = folder / name
-        if not part.resolve().is_relative_to(folder.resolve()):
-            raise UnsafeFileError(f"expected files inside the prior's folder in prior.json, got {name!r}")
-        if not part.is_file():
-            raise ResourceError(f"expected {name} in the prior's folder, as prior.json lists it; copy the prior again")
-        if hashlib.sha256(part.read_bytes()).hexdigest() != expected:
-            raise FormatError(f"expected the checksum of prior.json for {name}, got another one; copy the prior again")
-    return card
+def _conditioning(unet: Any, text_encoder: Any, tokenizer: Any) -> Conditioning:
+    if text_encoder is None:
+        return NoConditioning(text_width(unet) or 1)
+    if tokenizer is None:
+        raise ConfigError("expected a tokenizer with the text encoder, got none; pass the one it was trained with")
+    return TextConditioning(text_encoder, tokenizer)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if not folder.exists():
+        raise ResourceError(
+            f"expected a folder of a latent diffusion prior, got {str(folder)!r}, which is not there; "
+            "pass the folder that holds vae/ and unet/, or configs/ and models/"
+        )
+    if is_pickled(folder):
+        raise pickled_error(folder)
+    raise FormatError(
+        f"expected a folder of a latent diffusion prior, got the file {folder.name!r}; a single-file checkpoint has to "
+        "be saved as a folder first (StableDiffusionPipeline.from_single_file(...).save_pretrained(...) of diffusers)"
+    )

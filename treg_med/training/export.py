@@ -14,6 +14,7 @@ import torch
 
 from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors.latent import LatentPrior
+from treg_med.priors.weights import save_component
 from treg_med.report.one_step import denoising_error
 from treg_med.report.words import word_tests
 from treg_med.training.captions import render_caption
@@ -90,11 +91,10 @@ def _save_half(parts: Mapping[str, Path], checkpoint: Path, staging: Path) -> di
     denoiser, training = averaged_denoiser(checkpoint)
 
     # The patch basis must stay orthonormal to working precision: the autoencoder is small and is kept in float32.
-    NullSpaceAutoencoder.from_pretrained(parts["vae"], torch_dtype=torch.float32).save_pretrained(staging / "vae")
-    denoiser.half().save_pretrained(staging / "unet", max_shard_size="15MB")
-    CLIPTextModel.from_pretrained(parts["text_encoder"]).half().save_pretrained(
-        staging / "text_encoder", max_shard_size="15MB"
-    )
+    save_component(NullSpaceAutoencoder.from_pretrained(parts["vae"], torch_dtype=torch.float32), staging / "vae")
+    save_component(denoiser.half(), staging / "unet", max_shard_size="15MB")
+    encoder = CLIPTextModel.from_pretrained(parts["text_encoder"]).half()
+    save_component(encoder, staging / "text_encoder", max_shard_size="15MB")
     AutoTokenizer.from_pretrained(parts["tokenizer"]).save_pretrained(staging / "tokenizer")
     build_scheduler().save_pretrained(staging / "scheduler")
     return training

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from treg_med.errors import ConfigError, ResourceError
+from treg_med.priors.weights import save_component
 from treg_med.training.config import SliceFile, TrainingConfig
 from treg_med.training.journal import Journal
 from treg_med.training.slices import CaptionedSlices
@@ -94,7 +95,7 @@ class Training:
         )
         if model is None:
             return {}
-        model.save_pretrained(self.work / "vae", safe_serialization=True)
+        save_component(model, self.work / "vae")
         trained, _ = round_trip_psnr(model, self.slices("val").images.float() / 255)
         return {"round trip mean (dB)": float(trained.mean()), "round trip worst (dB)": float(trained.min())}
 
@@ -115,7 +116,7 @@ class Training:
             log=self.say,
         )
         tokenizer.save_pretrained(self.work / "tokenizer")
-        model.save_pretrained(self.work / "text_encoder")
+        save_component(model, self.work / "text_encoder")
         return accuracy
 
     def train_denoiser(self) -> dict[str, Any]:

@@ -80,10 +80,10 @@ def prepare_slices(
     Parameters
     ----------
     source : Path
-        Folder with ``captions.jsonl`` (see `treg_med.training.prepare.captions_jsonl`), BIDS folder, folder of scans whose file
-        names say contrast or organ, or a slice file in HDF5. Scans are NIfTI, HDF5 (`TrainingScanReader`) or pictures.
+        Folder with ``captions.jsonl`` (see `prepare.captions_jsonl`), BIDS folder, folder of scans whose file names say
+        contrast or organ, or a slice file in HDF5. Scans are NIfTI, HDF5 (`TrainingScanReader`) or pictures.
     target : Path
-        Slice file to write (`treg_med.training.prepare.slice_file`), in an existing folder. It appears complete or not at all.
+        Slice file to write (`prepare.slice_file`), in an existing folder. It appears complete or not at all.
     size : int
         Height and width of a slice in pixels.
     planes : tuple of str

@@ -1,0 +1,106 @@
+"""The slices a prior is tested on: real ones of known subjects, and phantoms with exact labels."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from treg_med.errors import FormatError
+from treg_med.training.caption_words import UNKNOWN
+from treg_med.training.captions import render_caption
+from treg_med.training.phantoms import PhantomBatch, draw_phantoms
+from treg_med.training.slices import CaptionedSlices
+
+__all__ = ["evenly", "padded", "phantom_slices", "real_slices", "take"]
+
+_UNKNOWN_SUBJECT = "unknown"
+# As many phantoms are drawn for each one kept, so that every kind is there.
+_POOL = 3
+
+
+def real_slices(path: Path, split: str, multiple: int) -> CaptionedSlices:
+    """Slices of one split, padded for the prior.
+
+    Where subjects are known, slices of unknown ones are left out: their neighbours may have been trained on.
+
+    Raises
+    ------
+    FormatError
+        If the split is empty.
+    """
+    slices = CaptionedSlices.load(path, split)
+    if len(slices) == 0:
+        raise FormatError(f"expected slices of split {split!r} in {path.name}, got none; choose another --split")
+    known = [i for i, subject in enumerate(slices.subjects) if not subject.startswith(_UNKNOWN_SUBJECT)]
+    return padded(take(slices, known) if known else slices, multiple)
+
+
+def phantom_slices(
+    count: int, size: int, multiple: int, generator: torch.Generator, lesion_share: float
+) -> CaptionedSlices:
+    """Phantoms whose captions say all that is known of them.
+
+    A part `lesion_share` has a lesion on a side, as often the left as the right; the others have none.
+    """
+    side = -(-size // multiple) * multiple
+    batch = draw_phantoms(_POOL * count, (side, side), generator, lesion_share=lesion_share)
+    drawn = _captioned(batch, generator)
+    each = round(count * lesion_share / 2)
+    wanted = {"left": each, "right": each, UNKNOWN: count - 2 * each}
+    rows: list[int] = []
+    for kind, number in wanted.items():
+        rows += [
+            i for i, a in enumerate(drawn.attributes) if a.side == kind and (kind != UNKNOWN or a.lesions == "none")
+        ][:number]
+    spare = (i for i in range(len(drawn)) if i not in set(rows))
+    return take(drawn, sorted([*rows, *itertools.islice(spare, count - len(rows))]))
+
+
+def _captioned(batch: PhantomBatch, generator: torch.Generator) -> CaptionedSlices:
+    rng = random.Random(int(torch.randint(2**31, (), generator=generator)))  # noqa: S311 - sentences, not secrets
+    return CaptionedSlices(
+        (batch.images.cpu() * 255).round().clamp(0, 255).to(torch.uint8),
+        (batch.masks.cpu() > 0.5).to(torch.uint8),
+        list(batch.attributes),
+        [render_caption(a, rng, clause_dropout=0.0)[0] for a in batch.attributes],
+        [f"phantom {i}" for i in range(len(batch.attributes))],
+        torch.full((len(batch.attributes),), 1 / len(batch.attributes), dtype=torch.float64),
+    )
+
+
+def take(slices: CaptionedSlices, rows: Sequence[int]) -> CaptionedSlices:
+    """Return the named rows."""
+    chosen = list(rows)
+    return CaptionedSlices(
+        slices.images[chosen],
+        slices.masks[chosen],
+        [slices.attributes[i] for i in chosen],
+        [slices.captions[i] for i in chosen],
+        [slices.subjects[i] for i in chosen],
+        slices.weights[chosen],
+    )
+
+
+def evenly(slices: CaptionedSlices, count: int, offset: float = 0.5) -> CaptionedSlices:
+    """Return at most `count` evenly spaced slices; another `offset` between 0 and 1 gives others, if there are any."""
+    total = len(slices)
+    if count >= total:
+        return slices
+    return take(slices, [int((k + offset) * total / count) for k in range(count)])
+
+
+def padded(slices: CaptionedSlices, multiple: int) -> CaptionedSlices:
+    """Fill the sides up with background to multiples of `multiple`, as evenly as possible."""
+    rows, columns = (-side % multiple for side in slices.images.shape[-2:])
+    if rows == columns == 0:
+        return slices
+    margins = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    return replace(
+        slices, images=functional.pad(slices.images, margins), masks=functional.pad(slices.masks, margins)
+    )
