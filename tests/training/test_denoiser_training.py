@@ -224,7 +224,9 @@ def treg_med(*arguments: str | Path, processes: int = 1) -> subprocess.Completed
 def test_command_trains_everything_and_two_processes_share_the_denoiser(slice_file: Path, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(CONFIG)
     data = ("--config", tmp_path / "c.toml", "--data", slice_file.parent, "--work", tmp_path / "w")
-    done = treg_med("train", "all", *data, "--out", tmp_path / "prior")
+    begun = treg_med("train", "all", *data, "--out", tmp_path / "prior", "--time-limit", "0.01")
+    assert begun.returncode == 0 and "unfinished" in begun.stdout and not (tmp_path / "prior").exists(), begun.stderr
+    done = treg_med("train", "all", *data, "--out", tmp_path / "prior", "--resume")
     assert done.returncode == 0, done.stderr
     assert LatentPrior.from_pretrained(tmp_path / "prior").card["training"]["samples"] == 16
     refused = treg_med("train", "unet", *data)

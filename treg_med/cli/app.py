@@ -328,6 +328,7 @@ def train_all(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Prior folder to write.")],
     work: Work = Path("checkpoints"),
     data: DataFolder = None,
+    time_limit: TimeLimit = None,
     resume: Resume = False,
     fresh: Fresh = False,
     threads: Threads = None,
@@ -337,7 +338,7 @@ def train_all(
     """Train every part and export the prior."""
     _train(
         ("vae", "text", "unet", "export"), config, work, data, None, threads, as_json,
-        out=out, resume=resume, fresh=fresh, device=device,
+        out=out, time_limit=time_limit, resume=resume, fresh=fresh, device=device,
     )  # fmt: skip
 
 

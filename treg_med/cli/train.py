@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from treg_med.training.pipeline import Training
 
 __all__ = ["STEPS", "Job", "run"]
+
+_UNFINISHED = "unfinished"
 
 #: Step -> the checkpoint that it leaves while it is unfinished, where it has one.
 STEPS = {"vae": "autoencoder.ckpt", "text": None, "unet": "denoiser.ckpt"}
@@ -57,17 +61,9 @@ def run(job: Job, *, as_json: bool) -> None:
     for step in job.steps:
         _check_checkpoint(job, step)
     with training_bar() as (say, progress):
-        training = Training(
-            config,
-            job.data or job.config.parent,
-            job.work,
-            job.initial,
-            _device(job.device),
-            job.time_limit or float("inf"),
-            say,
-            progress,
-        )
-        results = {step: _train(training, step, job) for step in job.steps}
+        data, device = job.data or job.config.parent, _device(job.device)
+        training = Training(config, data, job.work, job.initial, device, say=say, progress=progress)
+        results = _train_steps(training, job)
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes speaks
     if as_json:
@@ -89,14 +85,30 @@ def _device(name: str | None) -> torch.device:
         raise ResourceError(f"expected a device such as cpu or cuda:0, got {name!r}") from error
 
 
+def _train_steps(training: Training, job: Job) -> dict[str, dict[str, Any]]:
+    """Train one step after the other until the time is over; a step that is unfinished ends the call."""
+    deadline = time.monotonic() + (job.time_limit or float("inf"))
+    results: dict[str, dict[str, Any]] = {}
+    for step in job.steps:
+        left = max(deadline - time.monotonic(), 0.0)
+        results[step] = _train(dataclasses.replace(training, seconds=left), step, job)
+        if _UNFINISHED in results[step]:
+            break
+    return results
+
+
 def _train(training: Training, step: str, job: Job) -> dict[str, Any]:
     if step == "vae":
-        return training.train_autoencoder() or {"unfinished": "go on with --resume"}
+        return training.train_autoencoder() or {_UNFINISHED: "go on with --resume"}
     if step == "text":
-        return training.train_text()
+        # Its training is short and leaves no checkpoint: it is done, or it starts again.
+        done = job.resume and all((job.work / part).is_dir() for part in ("tokenizer", "text_encoder"))
+        return {"kept": str(job.work)} if done else training.train_text()
     if step == "unet":
         numbers = training.train_denoiser()
-        return {name: numbers[name] for name in ("samples", "seconds")}
+        unfinished = numbers["samples"] < training.config.denoiser.samples
+        shown = {name: numbers[name] for name in ("samples", "seconds")}
+        return shown | ({_UNFINISHED: "go on with --resume"} if unfinished else {})
     if job.out is None:
         raise ConfigError("expected --out DIR, the prior folder to write, got none")
     return {"prior": str(job.out), **training.export(job.out)["metrics"]}
