@@ -128,7 +128,12 @@ def run(arguments: argparse.Namespace) -> None:
             control: list[float] = []
             measured = list(cases(slices, arguments.per_subject, coils, acceleration))
             subjects = [case.subject for case in measured]
-            for name, (solver, text) in methods(prior, json.loads(arguments.settings)).items():
+            rows_asked = {
+                name: row
+                for name, row in methods(prior, json.loads(arguments.settings)).items()
+                if "control" in name or name.startswith(arguments.only)
+            }
+            for name, (solver, text) in rows_asked.items():
                 rows = []
                 for number, case in enumerate(measured):
                     start = time.process_time()
@@ -179,6 +184,7 @@ if __name__ == "__main__":
     parser.add_argument("--per-subject", type=int, default=8)
     parser.add_argument("--coils", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--accelerations", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--only", default="", help="rows whose name starts so, and the control")
     parser.add_argument("--settings", default="{}", help="TReg settings as JSON")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
