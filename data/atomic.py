@@ -11,7 +11,7 @@ from typing import Self
 
 from treg_med.errors import ConfigError, ResourceError
 
-__all__ = ["StagedFiles", "check_writable_folder", "safe_name"]
+__all__ = ["StagedFiles", "check_writable_folder", "safe_name", "sync"]
 
 _LONGEST_NAME = 120
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -109,12 +109,12 @@ class StagedFiles:
         try:
             for temporary, final in self._staged:
                 self._refuse_existing(final)
-                _sync(temporary)
+                sync(temporary)
             for temporary, final in self._staged:
                 # replace swaps the name itself: a symbolic link there is replaced, not followed.
                 temporary.replace(final)
             for folder in {final.parent for _, final in self._staged}:
-                _sync(folder)
+                sync(folder)
         except OSError as error:
             if isinstance(error, ResourceError):
                 raise
@@ -141,7 +141,8 @@ class StagedFiles:
         self.discard()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from treg_med.data.atomic import sync
 from treg_med.errors import ResourceError
 
 __all__ = ["check_replaceable", "whole_folder"]
@@ -38,7 +38,7 @@ def whole_folder(target: Path, mark: str) -> Iterator[Path]:
         yield staging
         for path in [*staging.rglob("*"), staging]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-            _sync(path)
+            sync(path)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
@@ -69,13 +69,3 @@ def check_replaceable(target: Path, mark: str) -> None:
             f"expected a new folder, an empty one or one with {mark}, got {str(target)!r}, which holds something else "
             "and is kept; choose another name"
         )
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

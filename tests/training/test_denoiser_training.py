@@ -229,6 +229,10 @@ def test_command_trains_everything_and_two_processes_share_the_denoiser(slice_fi
     done = treg_med("train", "all", *data, "--out", tmp_path / "prior", "--resume")
     assert done.returncode == 0, done.stderr
     assert LatentPrior.from_pretrained(tmp_path / "prior").card["training"]["samples"] == 16
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    kept = treg_med("train", "export", *data, "--out", tmp_path / "mine")
+    assert kept.returncode == 5 and (tmp_path / "mine" / "thesis.txt").exists(), kept.stderr
     refused = treg_med("train", "unet", *data)
     assert refused.returncode == 2 and "--resume" in refused.stderr and "Traceback" not in refused.stderr
     shared = treg_med("train", "unet", *data, "--fresh", "--initial", tmp_path / "prior", processes=2)

@@ -49,6 +49,8 @@ def run(job: Job, *, as_json: bool) -> None:
     """Train the steps, or export, and print what came of it."""
     import torch
 
+    from treg_med.data.whole_folder import check_replaceable
+    from treg_med.priors.card import PRIOR_CARD
     from treg_med.training.config import read_config
     from treg_med.training.pipeline import Training
 
@@ -58,6 +60,8 @@ def run(job: Job, *, as_json: bool) -> None:
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     make_folder(job.work)
+    if job.out is not None:
+        check_replaceable(job.out, PRIOR_CARD)
     for step in job.steps:
         _check_checkpoint(job, step)
     with training_bar() as (say, progress):

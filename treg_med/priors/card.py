@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from treg_med.data.safe_hdf5 import sha256_of
 from treg_med.errors import ConfigError, FormatError, ResourceError, UnsafeFileError
 
-__all__ = ["FolderOptions", "read_card", "value_range"]
+__all__ = ["PRIOR_CARD", "FolderOptions", "read_card", "value_range", "write_card"]
+
+PRIOR_CARD = "prior.json"
 
 _ROLES = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
 
@@ -104,7 +106,7 @@ def read_card(folder: Path) -> dict[str, Any]:
             raise UnsafeFileError(f"expected files inside the prior's folder in prior.json, got {name!r}")
         if not part.is_file():
             raise ResourceError(f"expected {name} in the prior's folder, as prior.json lists it; copy the prior again")
-        if hashlib.sha256(part.read_bytes()).hexdigest() != expected:
+        if sha256_of(part) != expected:
             raise FormatError(f"expected the checksum of prior.json for {name}, got another one; copy the prior again")
     return dict(card)
 
@@ -134,3 +136,10 @@ def _number(name: str, given: Any, card: Mapping[str, Any], *, positive: bool) -
     if not usable or (positive and value <= 0):
         raise ConfigError(f"expected {name} to be a {'positive ' if positive else ''}finite number, got {value!r}")
     return float(value)
+
+
+def write_card(folder: Path, card: dict[str, Any], name: str = PRIOR_CARD) -> None:
+    """Put the checksum of every file of a folder on a card, and write it as the folder's last file."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    card["sha256"] = {p.relative_to(folder).as_posix(): sha256_of(p) for p in files}
+    (folder / name).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")

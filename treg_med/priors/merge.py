@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from treg_med.data.safe_hdf5 import sha256_of
 from treg_med.data.whole_folder import check_replaceable, whole_folder
 from treg_med.errors import ConfigError, ResourceError
 from treg_med.priors.adapter_files import ADAPTER_CARD
 from treg_med.priors.adapters import apply_adapter
+from treg_med.priors.card import PRIOR_CARD, write_card
 from treg_med.priors.latent import DEFAULT_PRIOR, LatentPrior
 from treg_med.priors.layout import component_folder
 from treg_med.priors.weights import save_component
 
 __all__ = ["merge_adapters"]
 
-_CARD = "prior.json"
 #: What a prior consists of; pickled weights, whole checkpoints and whatever else lies there stay behind.
 _COPIED = ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
 
@@ -48,7 +47,7 @@ def merge_adapters(prior: Path | None, adapters: Sequence[Path], out: Path) -> d
     if not adapters:
         raise ConfigError("expected at least one adapter to merge, got none")
     base = DEFAULT_PRIOR if prior is None else Path(prior)
-    check_replaceable(out, _CARD)
+    check_replaceable(out, PRIOR_CARD)
     if base.is_dir() and out.exists() and out.samefile(base):
         raise ResourceError(f"expected another folder than the base prior, got {str(out)!r}; choose another name")
     opened = LatentPrior.from_pretrained(prior)
@@ -61,22 +60,20 @@ def merge_adapters(prior: Path | None, adapters: Sequence[Path], out: Path) -> d
     for name, place in places.items():
         if place is None or not hasattr(getattr(opened, name), "save_pretrained"):
             raise ConfigError(f"expected a base in the layout of diffusers with {name}/, got {base.name}; convert it")
-    with whole_folder(out, _CARD) as staging:
+    with whole_folder(out, PRIOR_CARD) as staging:
         adapted = {name: place.name for name, place in places.items() if place is not None}
         _copy(base, staging, leave_out=tuple(adapted.values()))
         for name, place_name in adapted.items():
             save_component(getattr(opened, name).float(), staging / place_name)
         card = _card(opened, earlier, checksum, base.name, adapters)
-        files = sorted(p for p in staging.rglob("*") if p.is_file())
-        card["sha256"] = {p.relative_to(staging).as_posix(): sha256_of(p) for p in files}
-        (staging / _CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        write_card(staging, card)
     return card
 
 
 def _copy(base: Path, staging: Path, leave_out: Sequence[str]) -> None:
     for file in (file for pattern in _COPIED for file in base.glob(pattern)):
         place = file.relative_to(base)
-        if file.is_file() and place.parent.name not in leave_out and place.name != _CARD:
+        if file.is_file() and place.parent.name not in leave_out and place.name != PRIOR_CARD:
             (staging / place).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, staging / place)
 

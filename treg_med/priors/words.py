@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from treg_med.training.captions import mentioned_attributes
+from treg_med.training.captions import mentioned_attributes, words_of
 
 __all__ = ["word_warnings"]
 
@@ -30,8 +30,7 @@ def word_warnings(card: Mapping[str, Any], text: str) -> tuple[str, ...]:
 def _unseen(known: Any, text: str) -> tuple[str, ...]:
     if not known:
         return ()
-    words = {w.strip(".,;:()").lower() for w in text.split()}
-    strange = sorted(w for w in words - set(known) if w and not any(c.isdigit() for c in w))
+    strange = sorted(words_of([text]) - set(known))
     return ("the prior was never trained on these words: " + ", ".join(strange),) if strange else ()
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "render_caption",
     "swap_sides",
     "vocabulary",
+    "words_of",
 ]
 
 #: Every attribute with its classes; the text encoder is pre-trained to read each of them off the sentence.
@@ -220,6 +221,12 @@ def mentioned_attributes(text: str) -> frozenset[str]:
     if re.search(r"\b(left|right)\b", text, re.IGNORECASE):
         names.add("side")
     return frozenset(names)
+
+
+def words_of(texts: Iterable[str]) -> set[str]:
+    """Words of sentences, lower case, without punctuation; those with digits are left out."""
+    seen = {word.strip(".,;:()").lower() for text in texts for word in text.split()}
+    return {word for word in seen if word and not any(c.isdigit() for c in word)}
 
 
 def swap_sides(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 
 from treg_med.errors import ConfigError, ResourceError
 from treg_med.settings import check_settings, setting
+from treg_med.training.noise_draw import evenly_spread
 
 __all__ = [
     "AutoencoderSettings",
@@ -102,7 +102,7 @@ class DenoiserSettings(_Checked):
 
     def shows_crops(self, step: int) -> bool:
         """Whether a step shows crops: evenly spread steps, the same ones in every process."""
-        return math.floor((step + 1) * self.crop_share) > math.floor(step * self.crop_share)
+        return evenly_spread(step, self.crop_share)
 
 
 @dataclass(frozen=True, kw_only=True)

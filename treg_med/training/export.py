@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from treg_med.data.whole_folder import whole_folder
 from treg_med.notice import RESEARCH_ONLY
+from treg_med.priors.card import PRIOR_CARD, write_card
 from treg_med.priors.latent import LatentPrior
 from treg_med.priors.weights import save_component
 from treg_med.report.one_step import denoising_error
 from treg_med.report.words import word_tests
-from treg_med.training.captions import render_caption
+from treg_med.training.captions import render_caption, words_of
 from treg_med.training.config import PriorFacts
 from treg_med.training.phantoms import PATIENT_LEFT_IS, draw_attributes
 from treg_med.training.slices import CaptionedSlices
@@ -44,40 +43,38 @@ def export_prior(
     checkpoint : Path
         Of the denoiser; its averaged weights are taken.
     target : Path
-        Folder to write; replaced as a whole.
+        Folder to write; an earlier prior there is replaced when the new one is complete.
     facts : PriorFacts
         What the card says and nobody can measure.
     train, validation : CaptionedSlices
         For the list of known words (train) and the metrics (validation).
+
+    Raises
+    ------
+    ResourceError
+        If ``target`` holds something else, or cannot be written.
     """
-    staging = target.with_name(target.name + ".part")
-    shutil.rmtree(staging, ignore_errors=True)
-    training = _save_half(parts, checkpoint, staging)
-    prior = LatentPrior.from_pretrained(staging)
-    card = {
-        "format": 1,
-        "name": facts.name,
-        "summary": facts.summary,
-        "image": {
-            "size": validation.images.shape[-1],
-            "range": [-1, 1],
-            "background": -1,
-            "one": "99.7 percentile of the head (MR), upper end of the window (CT)",
-            "patient_left_is": PATIENT_LEFT_IS,
-        },
-        "training": training,
-        "data": facts.data,
-        "metrics": _metrics(prior, validation),
-        "words": _words(train),
-        "limits": f"{RESEARCH_ONLY} {facts.limits}".strip(),
-    }
-    files = sorted(p for p in staging.rglob("*") if p.is_file())
-    card["sha256"] = {p.relative_to(staging).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-    (staging / "prior.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    for path in staging.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    shutil.rmtree(target, ignore_errors=True)
-    staging.rename(target)
+    with whole_folder(target, PRIOR_CARD) as staging:
+        training = _save_half(parts, checkpoint, staging)
+        prior = LatentPrior.from_pretrained(staging)
+        card = {
+            "format": 1,
+            "name": facts.name,
+            "summary": facts.summary,
+            "image": {
+                "size": validation.images.shape[-1],
+                "range": [-1, 1],
+                "background": -1,
+                "one": "99.7 percentile of the head (MR), upper end of the window (CT)",
+                "patient_left_is": PATIENT_LEFT_IS,
+            },
+            "training": training,
+            "data": facts.data,
+            "metrics": _metrics(prior, validation),
+            "words": _words(train),
+            "limits": f"{RESEARCH_ONLY} {facts.limits}".strip(),
+        }
+        write_card(staging, card)
     return card
 
 
@@ -127,5 +124,4 @@ def _words(train: CaptionedSlices) -> list[str]:
     for _ in range(5000):
         attributes = draw_attributes(rng) if rng.random() < 0.5 else rng.choice(train.attributes)
         texts.append(render_caption(attributes, rng)[0])
-    seen = {word.strip(".,;:()").lower() for text in texts for word in text.split()}
-    return sorted(w for w in seen if w and not any(c.isdigit() for c in w))
+    return sorted(words_of(texts))

@@ -30,6 +30,7 @@ from treg_med.training.adaptation.weights import trained_weights
 from treg_med.training.adaptation.writer import write_adapter
 from treg_med.training.checkpoint import Ema, load_state, save_state
 from treg_med.training.journal import Journal
+from treg_med.training.noise_draw import evenly_spread
 from treg_med.training.precision import faster_precision
 from treg_med.training.slices import CaptionedSlices
 
@@ -72,7 +73,7 @@ class AdaptationSettings:
 
     def shows_crops(self, step: int) -> bool:
         """Whether a step shows crops: evenly spread steps."""
-        return math.floor((step + 1) * self.crop_share) > math.floor(step * self.crop_share)
+        return evenly_spread(step, self.crop_share)
 
 
 def adapt_prior(

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
-from treg_med.data.safe_hdf5 import sha256_of
 from treg_med.data.whole_folder import whole_folder
 from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors.adapter_files import ADAPTER_CARD, FORMAT, LORA_HEADER, LORA_WEIGHTS
 from treg_med.priors.adapters import base_sha256
+from treg_med.priors.card import write_card
 from treg_med.priors.latent import LatentPrior
 from treg_med.priors.weights import save_component
+from treg_med.training.captions import words_of
 
 if TYPE_CHECKING:
     from treg_med.training.adaptation.run import AdaptationSettings
@@ -64,16 +65,14 @@ def write_adapter(
         "summary": str(prior.card.get("summary", "unknown")),
     }
     card |= facts
-    card["words"] = _words(captions) if component == "unet" else []
+    card["words"] = sorted(words_of(captions)) if component == "unet" else []
     card["limits"] = RESEARCH_ONLY
     with whole_folder(out, ADAPTER_CARD) as staging:
         if lora:
             _save_factors(module, settings.rank, staging / LORA_WEIGHTS)
         else:
             save_component(module, staging / component)
-        files = sorted(p for p in staging.rglob("*") if p.is_file())
-        card["sha256"] = {p.relative_to(staging).as_posix(): sha256_of(p) for p in files}
-        (staging / ADAPTER_CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        write_card(staging, card, ADAPTER_CARD)
     return card
 
 
@@ -85,8 +84,3 @@ def _save_factors(module: Any, rank: int, path: Path) -> None:
     layers = sorted({name.split(".lora_")[0] for name in factors})
     config = {"r": rank, "lora_alpha": rank, "target_modules": layers}
     save_file(factors, path, metadata={"format": "pt", LORA_HEADER: json.dumps(config)})
-
-
-def _words(captions: Iterable[str]) -> list[str]:
-    seen = {word.strip(".,;:()").lower() for text in captions for word in text.split()}
-    return sorted(word for word in seen if word and not any(c.isdigit() for c in word))
