@@ -200,8 +200,9 @@ def augment(
     *,
     max_angle: float = 0.12,
     max_shift: float = 0.06,
+    max_warp: float = 0.03,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random affine map, mirror and intensity curve of slices in [0, 1].
+    """Random affine map, smooth deformation, mirror and intensity curve of slices in [0, 1].
 
     Parameters
     ----------
@@ -213,6 +214,8 @@ def augment(
         Largest rotation in rad.
     max_shift : float
         Largest shift as a share of half the field of view.
+    max_warp : float
+        Largest standard deviation of a smooth displacement, in the same unit: few subjects, many shapes of head.
 
     Returns
     -------
@@ -236,6 +239,9 @@ def augment(
         1,
     )
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    warp = torch.randn(count, 2, 6, 6, generator=generator).to(device) * uniform(0, max_warp).view(-1, 1, 1, 1)
+    warp = functional.interpolate(warp, size=images.shape[-2:], mode="bicubic", align_corners=False)
+    grid = grid + warp.permute(0, 2, 3, 1)
     # Half of the slices keep their exact pixels: interpolation removes the noise floor that real data have.
     exact = uniform(0, 1) < 0.5
     warped = functional.grid_sample(images, grid, mode="bicubic", align_corners=False)
