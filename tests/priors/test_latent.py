@@ -131,3 +131,19 @@ def test_flow_schedulers_are_refused(prior: LatentPrior) -> None:
 
     with pytest.raises(ConfigError, match="alphas_cumprod"):
         LatentPrior(prior.vae, prior.unet, FlowMatchEulerDiscreteScheduler())
+
+
+def test_states_of_many_texts_are_forgotten_and_come_back_equal(
+    prior: LatentPrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treg_med.priors.conditioning._MOST_TEXTS", 3)
+    counted = []
+    encoder = prior.text_encoder
+    encoder.register_forward_hook(lambda *_: counted.append(1))
+    texts = ["axial FLAIR", "glioma", "", "left", "right"]
+    first = prior.embed(texts)
+    assert len(counted) == 5
+    prior.embed(texts[:2])
+    assert len(counted) == 7  # five were too many to keep
+    assert torch.equal(prior.embed(texts), first)
+    assert len(counted) == 10  # two were kept

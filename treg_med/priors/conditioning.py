@@ -22,6 +22,8 @@ __all__ = ["Conditioning", "NoConditioning", "TextConditioning", "VectorConditio
 _SEPARATOR = re.compile(r"[,;\n]")
 _PAIR = re.compile(r"([^=:]+)[=:]([^=:]+)")
 _SHOWN = 200
+#: Sentences whose states are kept: some 100 MB. A reconstruction needs two, a training has thousands.
+_MOST_TEXTS = 2000
 
 
 class Conditioning(Protocol):
@@ -74,7 +76,9 @@ class TextConditioning:
         self._seen: dict[str, Tensor] = {}
 
     def embed(self, texts: Sequence[str], device: torch.device) -> Tensor:
-        """Return the states of texts; those seen before come from memory."""
+        """Return the states of texts; those seen lately come from memory."""
+        if len(self._seen) > _MOST_TEXTS:
+            self._seen.clear()
         for text in texts:
             if text not in self._seen:
                 self._seen[text] = self._states(text, device)

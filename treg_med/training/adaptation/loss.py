@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -23,8 +22,6 @@ __all__ = ["Errors", "autoencoder_errors", "denoiser_errors", "shortened"]
 
 _SHORTENED_SHARE = 0.3
 _TRAINING_STEPS = 1000
-#: Sentences whose states are kept: some 100 MB.
-_MOST_TEXTS = 2000
 
 
 class Errors(NamedTuple):
@@ -79,7 +76,7 @@ def denoiser_errors(
     captions = ["" if rng.random() < settings.caption_dropout else shortened(text, rng) for text in captions]
     with torch.no_grad():
         latent = prior.encode(images * 2 - 1)
-        condition = _states(prior, captions)
+        condition = prior.embed(captions)
     noise = torch.randn(latent.shape, generator=generator).to(latent)
     alpha = prior.alphas_cumprod[steps].view(-1, 1, 1, 1).to(latent)
     signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
@@ -122,10 +119,3 @@ def _crop_side(prior: LatentPrior, wanted: int, images: Tensor) -> int:
     """Side of a crop that the networks take: a multiple, at most the image."""
     multiple = prior.image_multiple
     return min(max(wanted // multiple, 1) * multiple, *images.shape[-2:])
-
-
-def _states(prior: LatentPrior, captions: Sequence[str]) -> Tensor:
-    states = prior.embed(captions)
-    if len(getattr(prior.conditioning, "_seen", ())) > _MOST_TEXTS:
-        prior.conditioning.to(prior.device)  # forgets the sentences
-    return states
