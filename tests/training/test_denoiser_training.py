@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from transformers import AutoTokenizer, CLIPTextModel
 from treg_med.priors import LatentPrior
 from treg_med.priors.autoencoder import NullSpaceAutoencoder
 from treg_med.training.autoencoder import build_autoencoder
-from treg_med.training.batches import CaptionedBatches, TextStates
+from treg_med.training.batches import Batch, CaptionedBatches, TextStates
 from treg_med.training.captions import read_attributes
 from treg_med.training.config import AutoencoderSettings, DenoiserSettings, PriorFacts
-from treg_med.training.denoiser import averaged_denoiser, build_denoiser
-from treg_med.training.denoiser_training import train_denoiser
+from treg_med.training.denoiser import averaged_denoiser, build_denoiser, build_scheduler
+from treg_med.training.denoiser_training import _errors, train_denoiser
 from treg_med.training.export import export_prior
 from treg_med.training.journal import Journal
 from treg_med.training.noise_draw import draw_crop_timesteps, draw_timesteps
@@ -71,7 +72,7 @@ def test_batches_repeat_with_the_generator_and_tell_the_side_of_phantoms(slice_f
     settings = DenoiserSettings(phantom_share=0.5, caption_dropout=0.25, **TINY)
     batches = CaptionedBatches(slices, recorder, settings, torch.device("cpu"))
     one, two = (batches.draw(16, False, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one[:4], two[:4], strict=True)) and one.pairs == two.pairs > 0
     assert asked[:16] == asked[16:] and 1 <= asked[:16].count("") <= 9
     assert any(read_attributes(text).origin == "simulated" for text in asked)
     assert one.images.shape == (16, 1, 64, 64) and one.text.shape[0] == 16 and one.masks.max() == 1
@@ -90,6 +91,31 @@ def test_side_words_follow_the_mirror(slice_file: Path, texts: TextStates) -> No
     for mirrored, wrong in ((False, "right"), (True, "left")):
         said = {read_attributes(batches._caption(0, mirrored, Random(seed))).side for seed in range(40)}  # noqa: S311
         assert wrong not in said and len(said) == 2
+
+
+def test_twins_are_compared_where_only_noise_is_seen(autoencoder: NullSpaceAutoencoder) -> None:
+    settings = DenoiserSettings(lesion_weight=0.0, twin_weight=3.0, **TINY)
+    alphas = build_scheduler().alphas_cumprod
+    one = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([one, one, one])  # a slice, a phantom and a twin that looks the same
+    seen: list[torch.Tensor] = []
+
+    class Offset(torch.nn.Module):
+        """Predicts the true v at zero signal, the twin's with an error of 0.5."""
+
+        def forward(self, noisy, timesteps, text):  # noqa: ANN001, ANN202
+            seen.append(noisy)
+            z = autoencoder.coefficients(images * 2 - 1) * autoencoder.config.scaling_factor
+            return SimpleNamespace(sample=text.view(-1, 1, 1, 1) - z)
+
+    for timestep, weight in ((999, 1 + 3.0), (998, 1.0)):
+        batch = Batch(
+            images, torch.zeros_like(images), torch.full((3,), timestep), torch.tensor([0.0, 0.0, 0.5]), pairs=1
+        )
+        plain, weighted = _errors(Offset(), batch, autoencoder, alphas, settings, torch.Generator().manual_seed(1))
+        assert torch.allclose(plain, torch.tensor([0.0, 0.0, 0.25]), atol=5e-3)
+        assert torch.allclose(weighted, torch.tensor([0.0, 0.0, 0.25 * weight]), atol=5e-3)
+        assert torch.equal(seen[-1][1], seen[-1][2]) and not torch.equal(seen[-1][0], seen[-1][1])
 
 
 def test_trains_resumes_and_exports(

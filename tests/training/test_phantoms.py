@@ -101,3 +101,24 @@ def test_signal_equations_at_their_limits() -> None:
 def test_any_size_and_an_empty_batch() -> None:
     for size, count in itertools.product(((40, 56), (33, 33)), (0, 1)):
         assert draw_phantoms(count, size, torch.Generator().manual_seed(0)).images.shape == (count, 1, *size)
+
+
+def test_twins_differ_in_their_lesion_alone() -> None:
+    batch = draw_phantoms(24, (96, 96), torch.Generator().manual_seed(2), twins=True)
+    assert batch.images.shape == (48, 1, 96, 96) and len(batch.attributes) == 48
+    exchanged = []
+    for one, two in zip(batch.attributes[:24], batch.attributes[24:], strict=True):
+        differ = {name for name, value in vars(one).items() if value != getattr(two, name)}
+        exchanged.append(differ)
+        assert differ == {"side"} or {"lesions", "lesion"} <= differ <= {"lesions", "lesion", "size", "side", "lobe"}
+    assert {"side"} in exchanged and len({frozenset(d) for d in exchanged}) >= 2
+    near = torch.nn.functional.max_pool2d(torch.maximum(batch.masks[:24], batch.masks[24:]), 9, 1, 4)
+    change = (batch.images[:24] - batch.images[24:]).abs()
+    # The brightest lesions move the upper percentile that both are scaled by.
+    assert (change * (1 - near)).mean((1, 2, 3)).median() < 1e-6
+    assert ((change * near).sum((1, 2, 3)) > 0).float().mean() > 0.9
+
+
+def test_twins_leave_the_heads_as_they_are_without() -> None:
+    alone, both = (draw_phantoms(5, (64, 64), torch.Generator().manual_seed(6), twins=t) for t in (False, True))
+    assert torch.equal(alone.images, both.images[:5]) and alone.attributes == both.attributes[:5]

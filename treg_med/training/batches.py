@@ -24,12 +24,16 @@ _MOST_TEXTS = 20_000
 
 
 class Batch(NamedTuple):
-    """Images ``(n, 1, H, W)`` in [0, 1], lesion masks, timesteps ``(n,)`` and text states ``(n, tokens, width)``."""
+    """Images ``(n, 1, H, W)`` in [0, 1], lesion masks, timesteps ``(n,)`` and text states ``(n, tokens, width)``.
+
+    The last 2 `pairs` are phantoms and, in the same order, their twins: one attribute differs.
+    """
 
     images: Tensor
     masks: Tensor
     timesteps: Tensor
     text: Tensor
+    pairs: int
 
 
 class TextStates:
@@ -71,7 +75,8 @@ class CaptionedBatches:
         settings = self.settings
         rng = random.Random(int(torch.randint(2**31, (), generator=generator)))  # noqa: S311 - no secrets
         simulated = int((torch.rand(count, generator=generator) < settings.phantom_share).sum())
-        simulated = 0 if crops else min(simulated, count - 1)  # one real slice tells the size
+        pairs = 0 if crops else min(simulated, count - 1) // 2  # one real slice tells the size
+        simulated = 2 * pairs
         chosen = self.slices.draw(count - simulated, generator)
         images, masks, mirrored = augment(
             self.slices.images[chosen].to(self.device).float() / 255,
@@ -84,16 +89,18 @@ class CaptionedBatches:
             steps = draw_crop_timesteps(count, settings.crop_timesteps, generator)
         else:
             steps = draw_timesteps(count - simulated, settings.low_noise_share, settings.high_noise_share, generator)
-        if simulated:
+        if pairs:
             size = (images.shape[-2], images.shape[-1])
-            phantoms = draw_phantoms(simulated, size, generator, device=self.device)
+            phantoms = draw_phantoms(pairs, size, generator, device=self.device, twins=True)
             images = torch.cat([images, phantoms.images])
             masks = torch.cat([masks, phantoms.masks])
             captions += [render_caption(a, rng, rng.uniform(0, 0.3))[0] for a in phantoms.attributes]
             # Phantoms are there for the words, and the words matter where the picture is lost in the noise.
-            steps = torch.cat([steps, draw_timesteps(simulated, 0.0, settings.phantom_high_noise_share, generator)])
+            lost = draw_timesteps(pairs, 0.0, settings.phantom_high_noise_share, generator)
+            lost[torch.rand(pairs, generator=generator) < settings.phantom_blind_share] = 999
+            steps = torch.cat([steps, lost, lost])
         captions = ["" if rng.random() < settings.caption_dropout else caption for caption in captions]
-        return Batch(images, masks, steps.to(self.device), self.texts(captions).to(self.device))
+        return Batch(images, masks, steps.to(self.device), self.texts(captions).to(self.device), pairs)
 
     def _caption(self, index: int, mirrored: bool, rng: random.Random) -> str:
         """Take the published caption, or write one, from full sentences to a bare "FLAIR brain MRI": users do both."""

@@ -29,6 +29,8 @@ __all__ = ["train_denoiser"]
 
 _SECONDS_BETWEEN_SAVES = 120.0
 _SECONDS_BETWEEN_REPORTS = 900.0
+# Signal power that counts as none.
+_BLIND = 1e-6
 _REPORTED = (4, 12, 31, 69, 145, 282, 487, 700, 900, 970)
 
 
@@ -51,9 +53,12 @@ def train_denoiser(
     .. math::
         v = \sqrt{\bar\alpha}\,\epsilon - \sqrt{1 - \bar\alpha}\, z, \qquad
         L = (1 + w\, m)\, \|v_\theta(z_t, t, c) - v\|^2
+            + w_2\, \|(v_\theta - v) - (v'_\theta - v')\|^2
 
-    with the lesion mask m. What a step draws depends on the seed and the samples seen alone: a run that was stopped
-    and resumed equals one that was not. The checkpoint is replaced whole, never written in place.
+    with the lesion mask m. The second term compares a phantom with its twin under the same noise, where there is
+    nothing but noise: both terms have the same minimum there, and what the twins share drops out of the second. What a
+    step draws depends on the seed and the samples seen alone: a run that was stopped and resumed
+    equals one that was not. The checkpoint is replaced whole, never written in place.
 
     Salimans, Ho: Progressive Distillation, arXiv 2202.00512; Lin et al.: Common Diffusion Noise Schedules are Flawed,
     arXiv 2305.08891.
@@ -114,7 +119,7 @@ def train_denoiser(
         generator.manual_seed(settings.seed + (numbers["samples"] + accelerator.process_index * share) * 1_000_003)
         batch = batches.draw(share, crops, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=optimizer.dtype is torch.bfloat16):
-            errors, weighted = _errors(network, batch, autoencoder, alphas, settings.lesion_weight, generator)
+            errors, weighted = _errors(network, batch, autoencoder, alphas, settings, generator)
         optimizer.zero_grad()
         accelerator.backward(weighted.mean())
         norm = accelerator.clip_grad_norm_(network.parameters(), settings.clip)
@@ -150,19 +155,27 @@ def _errors(
     batch: Batch,
     autoencoder: NullSpaceAutoencoder,
     alphas: Tensor,
-    lesion_weight: float,
+    settings: DenoiserSettings,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Mean squared error of v per sample ``(n,)``, plain and weighted inside lesions."""
+    """Mean squared error of v per sample ``(n,)``, plain and weighted inside lesions and between twins."""
     with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
         z = autoencoder.coefficients(batch.images * 2 - 1) * autoencoder.config.scaling_factor
     noise = torch.randn(z.shape, generator=generator).to(z.device)
+    twins = slice(len(z) - batch.pairs, len(z))
+    heads = slice(len(z) - 2 * batch.pairs, len(z) - batch.pairs)
+    noise[twins] = noise[heads]
     alpha = alphas[batch.timesteps].view(-1, 1, 1, 1)
     signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
     predicted = network(signal * z + spread * noise, batch.timesteps, batch.text).sample.float()
-    squares = (predicted - (signal * noise - spread * z)).pow(2)
-    weight = 1 + lesion_weight * functional.adaptive_max_pool2d(batch.masks, z.shape[-2:])
-    return squares.detach().mean((1, 2, 3)), (weight * squares).mean((1, 2, 3))
+    error = predicted - (signal * noise - spread * z)
+    weight = 1 + settings.lesion_weight * functional.adaptive_max_pool2d(batch.masks, z.shape[-2:])
+    weighted = (weight * error.square()).mean((1, 2, 3))
+    # Where nothing but noise is seen, words alone tell twins apart, and the head that they share cancels.
+    blind = settings.twin_weight * (alpha[twins].flatten() < _BLIND)
+    between = (error[heads] - error[twins]).square()
+    weighted = torch.cat([weighted[: twins.start], weighted[twins] + blind * between.mean((1, 2, 3))])
+    return error.detach().square().mean((1, 2, 3)), weighted
 
 
 def _agreed(decision: bool, accelerator: Accelerator) -> bool:

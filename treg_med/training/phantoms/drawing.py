@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from treg_med.training.caption_words import UNKNOWN
 from treg_med.training.captions import SliceAttributes
 from treg_med.training.phantoms.anatomy import LESION_TISSUE, LOBES, Head, draw_head, lesion_cover, random_field
 from treg_med.training.phantoms.signal import tissue_signal
@@ -21,6 +22,8 @@ PATIENT_LEFT_IS = "right"
 
 #: Lesion radius as a share of half the field of view; with 230 mm, 4 to 7, 7 to 12 and 13 to 21 mm.
 _RADII = {"small": (0.035, 0.06), "medium": (0.065, 0.105), "large": (0.115, 0.18)}
+#: Of twins of a head with a lesion on one side, the share with it on the other; the rest has none.
+_OTHER_SIDE_SHARE = 0.6
 _KINDS = ("T1w", "T1w+Gd", "T2w", "FLAIR", "PDw", "brain")
 
 
@@ -50,6 +53,7 @@ def draw_phantoms(
     *,
     device: torch.device | str = "cpu",
     lesion_share: float = 0.8,
+    twins: bool = False,
 ) -> PhantomBatch:
     """Draw heads of random plane, level, contrast and lesion.
 
@@ -65,20 +69,39 @@ def draw_phantoms(
         Where the images are computed.
     lesion_share : float
         Share of slices with a lesion; the others say that they have none.
+    twins : bool
+        Draw `count` slices more: the same heads with the lesion on the other side, without it, or with one where there
+        was none. Everything else is pixel by pixel the same, up to the scale of the image.
     """
     generator = generator or torch.Generator().manual_seed(0)
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))  # noqa: S311 - pictures, not secrets
     attributes = [draw_attributes(rng, lesion_share) for _ in range(count)]
-    images = torch.zeros(count, 1, *size, device=device)
+    state = generator.get_state()
+    images, masks = _draw(attributes, size, generator, device)
+    if twins:
+        # How much is drawn at random does not depend on the lesion.
+        generator.set_state(state)
+        exchanged = [_twin(a, rng) for a in attributes]
+        others = _draw(exchanged, size, generator, device)
+        images, masks = (torch.cat(pair) for pair in zip((images, masks), others, strict=True))
+        attributes = attributes + exchanged
+    return PhantomBatch(images, masks, attributes)
+
+
+def _draw(
+    attributes: list[SliceAttributes], size: tuple[int, int], generator: torch.Generator, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Images and lesion masks ``(n, 1, H, W)``."""
+    images = torch.zeros(len(attributes), 1, *size, device=device)
     masks = torch.zeros_like(images)
-    views = [(a.plane, a.level if a.plane == "axial" else "middle") for a in attributes]
+    views = [_view(a) for a in attributes]
     for view in sorted(set(views)):
         chosen = [i for i, v in enumerate(views) if v == view]
         head = draw_head(len(chosen), size, *view, generator, torch.device(device))
         mask = _add_lesions(head, [attributes[i] for i in chosen], view, generator)
         drawn = _render(head, [attributes[i] for i in chosen], generator)
         images[chosen], masks[chosen] = drawn[:, None], (mask > 0.5).float()[:, None]
-    return PhantomBatch(images, masks, attributes)
+    return images, masks
 
 
 def draw_attributes(rng: random.Random, lesion_share: float = 0.8) -> SliceAttributes:
@@ -95,13 +118,30 @@ def draw_attributes(rng: random.Random, lesion_share: float = 0.8) -> SliceAttri
         known |= {"skull": "stripped"} if rng.random() < 0.4 else {}
     if rng.random() >= lesion_share:
         return SliceAttributes(**known, lesions="none")
-    known |= {
+    return SliceAttributes(**known, **_draw_lesion(plane, level, rng))
+
+
+def _draw_lesion(plane: str, level: str, rng: random.Random) -> dict[str, Any]:
+    """Draw what a lesion is and where it lies."""
+    known = {
         "lesion": rng.choice(LESION_TISSUE),
         "size": rng.choices(tuple(_RADII), (0.25, 0.35, 0.40))[0],
         "lobe": rng.choice(tuple(LOBES[plane, level])),
     }
-    known |= {"side": rng.choice(("left", "right"))} if plane != "sagittal" else {}
-    return SliceAttributes(**known)
+    return known | ({"side": rng.choice(("left", "right"))} if plane != "sagittal" else {})
+
+
+def _view(a: SliceAttributes) -> tuple[str, str]:
+    return a.plane, a.level if a.plane == "axial" else "middle"
+
+
+def _twin(a: SliceAttributes, rng: random.Random) -> SliceAttributes:
+    """Exchange the side of the lesion or whether there is one."""
+    if a.lesions == "none":
+        return replace(a, lesions=UNKNOWN, **_draw_lesion(*_view(a), rng))
+    if a.side != UNKNOWN and rng.random() < _OTHER_SIDE_SHARE:
+        return a.mirrored()
+    return replace(a, lesions="none", lesion=UNKNOWN, size=UNKNOWN, lobe=UNKNOWN, side=UNKNOWN)
 
 
 def _add_lesions(
