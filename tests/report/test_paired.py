@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.report.exact import SIDE, CaptionReader
 from treg_med.report.paired import CONTRAST_TEXTS, SIDE_TEXTS, paired_samples
-from treg_med.report.sampling import draw_samples
+from treg_med.sampling import draw_samples
 from treg_med.training.captions import read_attributes
 from treg_med.training.phantoms import PATIENT_LEFT_IS
 

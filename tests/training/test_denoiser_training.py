@@ -199,7 +199,7 @@ def test_report_scores_the_averaged_weights_and_draws_samples(
     from treg_med.training.samples import sample_grid
 
     monkeypatch.setattr(sample_grid, "__kwdefaults__", {
-        "prompts": ("axial T1", "axial T2"), "steps": 2, "guidance_scale": 2.0, "size": 64, "seed": 0,
+        "prompts": ("axial T1", "axial T2"), "steps": 2, "size": 64,
     })  # fmt: skip
     train = CaptionedSlices.load(slice_file, "train")
     journal = Journal(tmp_path / "j.jsonl", lambda _: None, every=10**9)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from treg_med.priors.base import Prior
 from treg_med.report.figures import picture_grid
-from treg_med.report.sampling import draw_samples
 from treg_med.report.statistics import Rate
+from treg_med.sampling import draw_samples
 from treg_med.training.phantoms import PATIENT_LEFT_IS
 
 __all__ = ["PairedSamples", "paired_samples"]

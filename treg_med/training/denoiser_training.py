@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from treg_med.priors.autoencoder import NullSpaceAutoencoder
+from treg_med.priors.latent import LatentPrior
 from treg_med.training.batches import Batch, CaptionedBatches, TextStates
 from treg_med.training.checkpoint import Ema, load_state, save_state
 from treg_med.training.config import DenoiserSettings
@@ -195,16 +197,12 @@ def _report(
     numbers: dict[str, Any],
     journal: Journal,
 ) -> None:
-    """Journal the validation error of the averaged weights and a grid of samples; the live weights are restored."""
-    live = {n: p.detach().clone() for n, p in model.named_parameters()}
-    ema.copy_to(model)
-    model.eval()
+    """Journal the validation error of the averaged weights and a grid of samples."""
+    averaged = copy.deepcopy(model).eval()
+    ema.copy_to(averaged)
     if len(validation):
         states = texts(validation.captions)
-        error = {t: float(latent_error(model, validation, autoencoder, states, t).mean()) for t in _REPORTED}
+        error = {t: float(latent_error(averaged, validation, autoencoder, states, t).mean()) for t in _REPORTED}
         journal.validation(numbers, error)
-    sample_grid(model, autoencoder, texts, folder / "samples" / f"{numbers['samples']:07d}.png")
-    model.train()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(live[name])
+    prior = LatentPrior(autoencoder, averaged, build_scheduler(), texts.encoder, texts.tokenizer)
+    sample_grid(prior, folder / "samples" / f"{numbers['samples']:07d}.png")

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from torch.nn import functional
 
-from treg_med.priors.autoencoder import NullSpaceAutoencoder
-from treg_med.training.batches import TextStates
-from treg_med.training.denoiser import build_scheduler
+from treg_med.priors.latent import LatentPrior
+from treg_med.sampling import draw_samples
 
 __all__ = ["GRID_TEXTS", "sample_grid"]
 
@@ -24,59 +23,20 @@ GRID_TEXTS = (
     "simulated axial T2-weighted brain MRI with large tumour in the right frontal lobe",
     "axial CT of the chest, wide window",
 )
+_COLUMNS = 4
 
 
-@torch.no_grad()
 def sample_grid(
-    model: UNet2DConditionModel,
-    autoencoder: NullSpaceAutoencoder,
-    texts: TextStates,
-    path: Path,
-    *,
-    prompts: Sequence[str] = GRID_TEXTS,
-    steps: int = 12,
-    guidance_scale: float = 2.0,
-    size: int = 256,
-    seed: int = 0,
+    prior: LatentPrior, path: Path, *, prompts: Sequence[str] = GRID_TEXTS, steps: int = 12, size: int = 256
 ) -> None:
-    """Write a PNG of DDIM samples, one per prompt, all from the same noise.
-
-    Parameters
-    ----------
-    model : UNet2DConditionModel
-        Predicts v.
-    autoencoder : NullSpaceAutoencoder
-        Gives the pictures.
-    texts : TextStates
-        Of the text encoder.
-    path : Path
-        File to write.
-    prompts : sequence of str
-        One picture each.
-    steps, guidance_scale
-        Of the sampler.
-    size : int
-        Side of a picture in pixels.
-    seed : int
-        Of the noise.
-    """
+    """Write a PNG of DDIM samples, one per prompt, all from the same noise; `size` is the side of one in pixels."""
     from skimage.io import imsave
 
-    device = next(model.parameters()).device
-    scheduler = build_scheduler()
-    scheduler.set_timesteps(steps)
-    side = size // autoencoder.config.patch_size
-    noise = torch.randn(
-        1, autoencoder.config.latent_channels, side, side, generator=torch.Generator().manual_seed(seed)
-    )
-    z = noise.to(device).expand(len(prompts), -1, -1, -1)
-    states = torch.cat([texts([""]).expand(len(prompts), -1, -1), texts(list(prompts))]).to(device)
-    for t in scheduler.timesteps:
-        null, said = model(torch.cat([z, z]), t.to(device), states).sample.float().chunk(2)
-        z = scheduler.step(null + guidance_scale * (said - null), t, z).prev_sample
-    images = ((autoencoder.image(z / autoencoder.config.scaling_factor)[:, 0] + 1) / 2).clamp(0, 1).cpu()
-    columns = min(4, len(images))
-    rows = [torch.cat(list(row), 1) for row in images.split(columns)]
-    grid = torch.cat([torch.nn.functional.pad(row, (0, columns * size - row.shape[1])) for row in rows])
+    side = size // prior.vae_factor
+    noise = torch.randn(1, prior.unet.config.in_channels, side, side, generator=torch.Generator().manual_seed(0))
+    images = draw_samples(prior, noise.to(prior.device), list(prompts), steps=steps).cpu()
+    rows = [torch.cat(list(row), 1) for row in images.split(_COLUMNS)]
+    width = max(row.shape[1] for row in rows)
+    grid = torch.cat([functional.pad(row, (0, width - row.shape[1])) for row in rows])
     path.parent.mkdir(parents=True, exist_ok=True)
     imsave(path, (grid * 255).round().to(torch.uint8).numpy(), check_contrast=False)
