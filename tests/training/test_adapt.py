@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
 
 from treg_med.errors import ConfigError, FormatError, ResourceError
 from treg_med.priors import LatentPrior
+from treg_med.priors.word_map_unet import WordMapUNet
 from treg_med.training.adaptation import AdaptationSettings, adapt_prior, load_adaptation_slices
 from treg_med.training.adaptation.loss import autoencoder_errors, denoiser_errors, shortened
 from treg_med.training.adaptation.weights import adapted_layers, trained_weights
@@ -101,7 +102,7 @@ def test_factors_of_the_denoiser_load_in_diffusers(
     adapt: Callable[..., dict[str, Any] | None], tiny_prior_folder: Path, tmp_path: Path
 ) -> None:
     adapt("unet", "out")
-    with_library = UNet2DConditionModel.from_pretrained(tiny_prior_folder / "unet")
+    with_library = WordMapUNet.from_pretrained(tiny_prior_folder / "unet")
     with_library.load_lora_adapter(tmp_path / "out", weight_name=WEIGHTS, use_safetensors=True, prefix=None)
     ours = LatentPrior.from_pretrained(tiny_prior_folder, adapter=tmp_path / "out")
     base = LatentPrior.from_pretrained(tiny_prior_folder)
@@ -159,10 +160,10 @@ def test_loss_is_the_error_of_what_the_network_predicts(
         seen["clean"] = encode(image)
         return seen["clean"]
 
-    def watched_forward(noisy: Tensor, steps: Tensor, encoder_hidden_states: Tensor) -> Any:
-        seen.update(noisy=noisy, steps=steps, text=encoder_hidden_states)
-        seen["output"] = forward(noisy, steps, encoder_hidden_states=encoder_hidden_states).sample
-        return forward(noisy, steps, encoder_hidden_states=encoder_hidden_states)
+    def watched_forward(noisy: Tensor, steps: Tensor, **told: Tensor) -> Any:
+        seen.update(noisy=noisy, steps=steps, text=told["encoder_hidden_states"])
+        seen["output"] = forward(noisy, steps, **told).sample
+        return forward(noisy, steps, **told)
 
     monkeypatch.setattr(prior, "encode", watched_encode)
     monkeypatch.setattr(prior.unet, "forward", watched_forward)
@@ -326,9 +327,7 @@ def test_odd_sizes_are_padded_and_several_windows_are_mixed(slice_file: Path, tm
         load_adaptation_slices(copy, ("images_bone",), 8, tmp_path, print)
 
 
-def test_folder_of_scans_is_prepared(
-    slice_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_of_scans_is_prepared(slice_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
 
     def prepare(source: Path, target: Path, **_: Any) -> Path:

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 from treg_med.priors import LatentPrior
 from treg_med.priors.autoencoder import NullSpaceAutoencoder
+from treg_med.priors.word_map import WordMap
 from treg_med.training.autoencoder import build_autoencoder
-from treg_med.training.batches import Batch, CaptionedBatches, TextStates
+from treg_med.training.batches import Batch, CaptionedBatches, TextStates, slice_caption
 from treg_med.training.captions import read_attributes
 from treg_med.training.config import AutoencoderSettings, DenoiserSettings, PriorFacts
 from treg_med.training.denoiser import averaged_denoiser, build_denoiser, build_scheduler
@@ -42,6 +43,13 @@ def texts(tiny_prior_folder: Path) -> TextStates:
     """Text states of the tiny prior."""
     encoder = CLIPTextModel.from_pretrained(tiny_prior_folder / "text_encoder").eval()
     return TextStates(AutoTokenizer.from_pretrained(tiny_prior_folder / "tokenizer"), encoder)
+
+
+@pytest.fixture(scope="module")
+def word_map() -> WordMap:
+    """An untrained word map of their sizes."""
+    torch.manual_seed(0)
+    return WordMap(16, 256).eval()
 
 
 def test_schedules() -> None:
@@ -80,16 +88,15 @@ def test_batches_repeat_with_the_generator_and_tell_the_side_of_phantoms(slice_f
     assert crops.images.shape == (16, 1, 32, 32) and crops.timesteps.max() < settings.crop_timesteps
 
 
-def test_side_words_follow_the_mirror(slice_file: Path, texts: TextStates) -> None:
+def test_side_words_follow_the_mirror(slice_file: Path) -> None:
     slices = CaptionedSlices.load(slice_file, "train")
-    batches = CaptionedBatches(slices, texts, DenoiserSettings(**TINY), torch.device("cpu"))
     from dataclasses import replace
     from random import Random
 
     slices.captions[0] = "brain MRI with a left frontal tumour"
     slices.attributes[0] = replace(slices.attributes[0], lesion="tumour", side="left", lobe="frontal")
     for mirrored, wrong in ((False, "right"), (True, "left")):
-        said = {read_attributes(batches._caption(0, mirrored, Random(seed))).side for seed in range(40)}  # noqa: S311
+        said = {read_attributes(slice_caption(slices, 0, mirrored, Random(seed))).side for seed in range(40)}  # noqa: S311
         assert wrong not in said and len(said) == 2
 
 
@@ -103,7 +110,7 @@ def test_twins_are_compared_where_only_noise_is_seen(autoencoder: NullSpaceAutoe
     class Offset(torch.nn.Module):
         """Predicts the true v at zero signal, the twin's with an error of 0.5."""
 
-        def forward(self, noisy, timesteps, text):  # noqa: ANN001, ANN202
+        def forward(self, noisy, timesteps, text, window):  # noqa: ANN001, ANN202
             seen.append(noisy)
             z = autoencoder.coefficients(images * 2 - 1) * autoencoder.config.scaling_factor
             return SimpleNamespace(sample=text.view(-1, 1, 1, 1) - z)
@@ -119,7 +126,7 @@ def test_twins_are_compared_where_only_noise_is_seen(autoencoder: NullSpaceAutoe
 
 
 def test_trains_resumes_and_exports(
-    slice_file: Path, tmp_path: Path, autoencoder: NullSpaceAutoencoder, texts: TextStates
+    slice_file: Path, tmp_path: Path, autoencoder: NullSpaceAutoencoder, texts: TextStates, word_map: WordMap
 ) -> None:
     train = CaptionedSlices.load(slice_file, "train")
     lines: list[str] = []
@@ -127,7 +134,9 @@ def test_trains_resumes_and_exports(
     def run(samples: int) -> dict[str, float]:
         journal = Journal(tmp_path / "denoiser.jsonl", lines.append, every=4)
         settings = DenoiserSettings(samples=samples, **TINY)
-        return train_denoiser(train, train, autoencoder, texts, tmp_path / "denoiser.ckpt", settings, journal=journal)
+        return train_denoiser(
+            train, train, autoencoder, texts, word_map, tmp_path / "denoiser.ckpt", settings, journal=journal
+        )
 
     assert run(8)["samples"] == 8
     assert run(16)["samples"] == 16
@@ -153,6 +162,7 @@ def test_interrupted_run_equals_an_uninterrupted_one(
     tmp_path: Path,
     autoencoder: NullSpaceAutoencoder,
     texts: TextStates,
+    word_map: WordMap,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("treg_med.training.denoiser_training._SECONDS_BETWEEN_SAVES", -1.0)
@@ -165,7 +175,7 @@ def test_interrupted_run_equals_an_uninterrupted_one(
 
         journal = Journal(None, lambda _: None, progress)
         settings = DenoiserSettings(samples=24, crop_share=0.5, phantom_share=0.5, **TINY)
-        train_denoiser(train, train, autoencoder, texts, tmp_path / name, settings, journal=journal)
+        train_denoiser(train, train, autoencoder, texts, word_map, tmp_path / name, settings, journal=journal)
 
     run("whole", -1)
     with pytest.raises(KeyboardInterrupt):
@@ -176,13 +186,13 @@ def test_interrupted_run_equals_an_uninterrupted_one(
 
 
 def test_time_limit_ends_a_call_and_keeps_what_was_learned(
-    slice_file: Path, tmp_path: Path, autoencoder: NullSpaceAutoencoder, texts: TextStates
+    slice_file: Path, tmp_path: Path, autoencoder: NullSpaceAutoencoder, texts: TextStates, word_map: WordMap
 ) -> None:
     train = CaptionedSlices.load(slice_file, "train")
     settings = DenoiserSettings(samples=10_000, **TINY)
     journal = Journal(None, lambda _: None)
     numbers = train_denoiser(
-        train, train, autoencoder, texts, tmp_path / "d.ckpt", settings, seconds=0.5, journal=journal
+        train, train, autoencoder, texts, word_map, tmp_path / "d.ckpt", settings, seconds=0.5, journal=journal
     )
     assert 0 < numbers["samples"] < 10_000
     assert averaged_denoiser(tmp_path / "d.ckpt")[1]["samples"] == numbers["samples"]
@@ -193,6 +203,7 @@ def test_report_scores_the_averaged_weights_and_draws_samples(
     tmp_path: Path,
     autoencoder: NullSpaceAutoencoder,
     texts: TextStates,
+    word_map: WordMap,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("treg_med.training.denoiser_training._SECONDS_BETWEEN_REPORTS", 0.0)
@@ -205,7 +216,7 @@ def test_report_scores_the_averaged_weights_and_draws_samples(
     journal = Journal(tmp_path / "j.jsonl", lambda _: None, every=10**9)
     settings = DenoiserSettings(samples=4, **{**TINY, "precision": "bfloat16"})
     train_denoiser(
-        train, train.every(5), autoencoder, texts, tmp_path / "d.ckpt", settings,
+        train, train.every(5), autoencoder, texts, word_map, tmp_path / "d.ckpt", settings,
         initial=build_denoiser(16, (16, 32)), journal=journal,
     )  # fmt: skip
     entry = json.loads((tmp_path / "j.jsonl").read_text().splitlines()[-1])
@@ -230,6 +241,11 @@ crop = 32
 [text]
 steps = 2
 batch = 4
+[word_map]
+samples = 8
+batch = 4
+slices = 6
+phantoms = 2
 [denoiser]
 samples = 16
 batch = 4
@@ -268,14 +284,14 @@ def test_command_trains_everything_and_two_processes_share_the_denoiser(slice_fi
 
 
 def test_the_same_run_writes_the_same_losses_again(
-    slice_file: Path, tmp_path: Path, autoencoder: NullSpaceAutoencoder, texts: TextStates
+    slice_file: Path, tmp_path: Path, autoencoder: NullSpaceAutoencoder, texts: TextStates, word_map: WordMap
 ) -> None:
     train = CaptionedSlices.load(slice_file, "train")
 
     def losses(name: str, seed: int) -> list[object]:
         journal = Journal(tmp_path / f"{name}.jsonl", lambda _: None, every=4)
         settings = DenoiserSettings(samples=12, seed=seed, **TINY)
-        train_denoiser(train, train, autoencoder, texts, tmp_path / name, settings, journal=journal)
+        train_denoiser(train, train, autoencoder, texts, word_map, tmp_path / name, settings, journal=journal)
         lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
         return [(entry["samples"], entry["loss"], entry["gradient_norm"]) for entry in map(json.loads, lines)]
 

@@ -88,6 +88,13 @@ def test_augmentation_moves_image_and_mask_together_and_tells_who_was_mirrored()
 
 def test_crops_cut_image_and_mask_alike() -> None:
     images = torch.arange(2 * 8 * 6.0).reshape(2, 1, 8, 6)
-    cut, masks = random_crops(images, -images, 7, torch.Generator().manual_seed(0))
+    cut, masks, windows = random_crops(images, -images, 7, torch.Generator().manual_seed(0))
     assert cut.shape == (2, 1, 7, 6) and torch.equal(cut, -masks)
     assert float(cut[0, 0, 0, 0]) in (0.0, 6.0)
+    # All columns of a field of 8 x 8 pixels, and the upper or lower 7 of its rows.
+    assert windows.shape == (2, 4) and windows[0].tolist() == [
+        0.0,
+        -0.125 if cut[0, 0, 0, 0] == 0 else 0.125,
+        0.75,
+        0.875,
+    ]

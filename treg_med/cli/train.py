@@ -25,7 +25,7 @@ __all__ = ["STEPS", "Job", "run"]
 _UNFINISHED = "unfinished"
 
 #: Step -> the checkpoint that it leaves while it is unfinished, where it has one.
-STEPS = {"vae": "autoencoder.ckpt", "text": None, "unet": "denoiser.ckpt"}
+STEPS = {"vae": "autoencoder.ckpt", "text": None, "words": "word_map.ckpt", "unet": "denoiser.ckpt"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ def _train(training: Training, step: str, job: Job) -> dict[str, Any]:
         # Its training is short and leaves no checkpoint: it is done, or it starts again.
         done = job.resume and all((job.work / part).is_dir() for part in ("tokenizer", "text_encoder"))
         return {"kept": str(job.work)} if done else training.train_text()
+    if step == "words":
+        return training.train_word_map() or {_UNFINISHED: "go on with --resume"}
     if step == "unet":
         numbers = training.train_denoiser()
         unfinished = numbers["samples"] < training.config.denoiser.samples

@@ -95,6 +95,22 @@ def text(
 
 
 @train_app.command()
+def words(
+    config: Config,
+    work: Work = Path("checkpoints"),
+    data: DataFolder = None,
+    initial: Initial = None,
+    time_limit: TimeLimit = None,
+    resume: Resume = False,
+    fresh: Fresh = False,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Train the map of what words alone say: the expected slice and the place of a lesion."""
+    _train(("words",), config, work, data, initial, threads, as_json, time_limit=time_limit, resume=resume, fresh=fresh)
+
+
+@train_app.command()
 def unet(
     config: Config,
     work: Work = Path("checkpoints"),
@@ -129,7 +145,7 @@ def train_all(
 ) -> None:
     """Train every part and export the prior."""
     _train(
-        ("vae", "text", "unet", "export"), config, work, data, None, threads, as_json,
+        ("vae", "text", "words", "unet", "export"), config, work, data, None, threads, as_json,
         out=out, time_limit=time_limit, resume=resume, fresh=fresh, device=device,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from treg_med.priors.layout import AUTOENCODERS, DENOISERS, find_components, rea
 from treg_med.priors.noise_schedule import load_schedule
 from treg_med.priors.weights import component_variant
 
-__all__ = ["load_components", "load_text_parts", "readable"]
+__all__ = ["load_components", "load_denoiser", "load_text_parts", "readable"]
 
 
 def load_components(folder: Path, dtype: torch.dtype, options: FolderOptions) -> dict[str, Any]:
@@ -77,10 +77,19 @@ def _autoencoder(folder: Path, dtype: torch.dtype) -> Any:
     return vae.to(torch.float32) if dtype == torch.float16 and vae.config.get("force_upcast") else vae
 
 
+def load_denoiser(folder: Path, dtype: torch.dtype) -> Any:
+    """Denoiser of its folder."""
+    return _open(folder, _denoiser, dtype)
+
+
 def _denoiser(folder: Path, dtype: torch.dtype) -> Any:
     import diffusers
 
-    return _from_pretrained(getattr(diffusers, _class_name(folder, DENOISERS)), folder, torch_dtype=dtype)
+    from treg_med.priors.word_map_unet import WordMapUNet
+
+    name = _class_name(folder, DENOISERS)
+    cls = WordMapUNet if name == "WordMapUNet" else getattr(diffusers, name)
+    return _from_pretrained(cls, folder, torch_dtype=dtype)
 
 
 def _scheduler(folder: Path, dtype: torch.dtype) -> Any:

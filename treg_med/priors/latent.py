@@ -91,7 +91,8 @@ class LatentPrior:
         self.image_multiple = self.vae_factor * 2 ** (levels - 1)
         self.conditioning = conditioning or _conditioning(unet, self.text_encoder, tokenizer)
         # A denoiser of diffusers without any attention on a condition does not even take the argument.
-        self._takes_condition = "encoder_hidden_states" in inspect.signature(unet.forward).parameters
+        taken = inspect.signature(unet.forward).parameters
+        self._takes_condition, self._takes_window = "encoder_hidden_states" in taken, "window" in taken
 
     @classmethod
     def from_pretrained(
@@ -236,10 +237,26 @@ class LatentPrior:
         own = self.conditioning.text_warnings(text)
         return own if self.tokenizer is None or not text else (*own, *word_warnings(self.card, text))
 
-    def predict(self, latent: Tensor, timestep: int | Tensor, condition: Tensor) -> Prediction:
-        """Return noise and clean latent of ``z_t`` at one timestep or one per latent, whatever the network predicts."""
+    def predict(
+        self, latent: Tensor, timestep: int | Tensor, condition: Tensor, *, window: Tensor | None = None
+    ) -> Prediction:
+        """Return noise and clean latent of ``z_t`` at one timestep or one per latent, whatever the network predicts.
+
+        Parameters
+        ----------
+        latent : Tensor ``(n, c, h, w)``
+        timestep : int or Tensor ``(n,)``
+        condition : Tensor ``(n, tokens, width)``
+            From `embed`.
+        window : Tensor ``(n, 4)``, optional
+            Where a crop lies in the field of view (see `priors.word_map.placed`); only a denoiser with a word map asks.
+        """
         steps = torch.as_tensor(timestep, device=latent.device).expand(len(latent))
-        told = {"encoder_hidden_states": condition.to(self.unet.dtype)} if self._takes_condition else {}
+        told: dict[str, Tensor | None] = {}
+        if self._takes_condition:
+            told["encoder_hidden_states"] = condition.to(self.unet.dtype)
+        if self._takes_window:
+            told["window"] = window
         output = self.unet(latent.to(self.unet.dtype), steps, **told).sample.float()
         alpha = self.alphas_cumprod[steps].view(-1, 1, 1, 1).to(latent)
         signal, spread = alpha.sqrt(), (1 - alpha).sqrt()

@@ -13,7 +13,7 @@ from treg_med.errors import ConfigError, FormatError, ResourceError, UnsafeFileE
 __all__ = ["AUTOENCODERS", "DENOISERS", "component_folder", "find_components", "read_json"]
 
 AUTOENCODERS = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny", "VQModel", "NullSpaceAutoencoder")
-DENOISERS = ("UNet2DConditionModel", "UNet2DModel")
+DENOISERS = ("UNet2DConditionModel", "UNet2DModel", "WordMapUNet")
 _TEXT_MODEL = re.compile(r"Text(Model|Encoder)|BertModel|BertFor|T5Encoder|RobertaModel")
 _OPTIONAL = ("text_encoder", "tokenizer")
 

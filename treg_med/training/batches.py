@@ -16,7 +16,7 @@ from treg_med.training.noise_draw import draw_crop_timesteps, draw_timesteps
 from treg_med.training.phantoms import draw_phantoms
 from treg_med.training.slices import CaptionedSlices, augment, random_crops
 
-__all__ = ["Batch", "CaptionedBatches", "TextStates"]
+__all__ = ["Batch", "CaptionedBatches", "TextStates", "slice_caption"]
 
 #: Of the captions shown, the share that is the published sentence word for word.
 _PUBLISHED_SHARE = 0.2
@@ -26,14 +26,16 @@ _MOST_TEXTS = 20_000
 class Batch(NamedTuple):
     """Images ``(n, 1, H, W)`` in [0, 1], lesion masks, timesteps ``(n,)`` and text states ``(n, tokens, width)``.
 
-    The last 2 `pairs` are phantoms and, in the same order, their twins: one attribute differs.
+    Crops have windows ``(n, 4)`` in the field of view (see `treg_med.priors.word_map.placed`). The last 2 `pairs` are
+    phantoms and, in the same order, their twins: one attribute differs.
     """
 
     images: Tensor
     masks: Tensor
     timesteps: Tensor
     text: Tensor
-    pairs: int
+    pairs: int = 0
+    windows: Tensor | None = None
 
 
 class TextStates:
@@ -75,6 +77,7 @@ class CaptionedBatches:
         settings = self.settings
         rng = random.Random(int(torch.randint(2**31, (), generator=generator)))  # noqa: S311 - no secrets
         simulated = int((torch.rand(count, generator=generator) < settings.phantom_share).sum())
+        windows = None
         pairs = 0 if crops else min(simulated, count - 1) // 2  # one real slice tells the size
         simulated = 2 * pairs
         chosen = self.slices.draw(count - simulated, generator)
@@ -83,9 +86,10 @@ class CaptionedBatches:
             self.slices.masks[chosen].to(self.device).float(),
             generator,
         )
-        captions = [self._caption(int(i), m, rng) for i, m in zip(chosen, mirrored.tolist(), strict=True)]
+        captions = [slice_caption(self.slices, int(i), m, rng) for i, m in zip(chosen, mirrored.tolist(), strict=True)]
         if crops:
-            images, masks = random_crops(images, masks, settings.crop, generator)
+            images, masks, windows = random_crops(images, masks, settings.crop, generator)
+            windows = windows.to(self.device)
             steps = draw_crop_timesteps(count, settings.crop_timesteps, generator)
         else:
             steps = draw_timesteps(count - simulated, settings.low_noise_share, settings.high_noise_share, generator)
@@ -100,12 +104,14 @@ class CaptionedBatches:
             lost[torch.rand(pairs, generator=generator) < settings.phantom_blind_share] = 999
             steps = torch.cat([steps, lost, lost])
         captions = ["" if rng.random() < settings.caption_dropout else caption for caption in captions]
-        return Batch(images, masks, steps.to(self.device), self.texts(captions).to(self.device), pairs)
+        text = self.texts(captions).to(self.device)
+        return Batch(images, masks, steps.to(self.device), text, pairs, windows)
 
-    def _caption(self, index: int, mirrored: bool, rng: random.Random) -> str:
-        """Take the published caption, or write one, from full sentences to a bare "FLAIR brain MRI": users do both."""
-        if rng.random() < _PUBLISHED_SHARE:
-            caption = self.slices.captions[index]
-            return swap_sides(caption) if mirrored else caption
-        attributes = self.slices.attributes[index]
-        return render_caption(attributes.mirrored() if mirrored else attributes, rng, rng.uniform(0, 0.8))[0]
+
+def slice_caption(slices: CaptionedSlices, index: int, mirrored: bool, rng: random.Random) -> str:
+    """Take the published caption, or write one, from full sentences to a bare "FLAIR brain MRI": users do both."""
+    if rng.random() < _PUBLISHED_SHARE:
+        caption = slices.captions[index]
+        return swap_sides(caption) if mirrored else caption
+    attributes = slices.attributes[index]
+    return render_caption(attributes.mirrored() if mirrored else attributes, rng, rng.uniform(0, 0.8))[0]

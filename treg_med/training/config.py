@@ -21,8 +21,15 @@ __all__ = [
     "SliceFile",
     "TextSettings",
     "TrainingConfig",
+    "WordMapSettings",
     "read_config",
 ]
+
+
+def warmed_and_decayed(samples: int, total: int, warmup: int, decay_share: float) -> float:
+    """Share of a full rate: warm-up, one, then linear to zero over the last `decay_share` of the samples."""
+    left = (1 - samples / total) / decay_share
+    return min(1.0, samples / warmup, max(left, 1e-3))
 
 
 class _Checked:
@@ -67,6 +74,28 @@ class TextSettings(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WordMapSettings(_Checked):
+    """Settings of the word map, which draws what a caption alone says."""
+
+    samples: int = setting(120_000, minimum=1, help="samples seen")
+    batch: int = setting(64, minimum=1, help="samples per step")
+    rate: float = setting(1e-3, above=0.0, help="learning rate")
+    warmup: int = setting(100, minimum=1, help="steps of rising rates")
+    decay_share: float = setting(0.4, above=0.0, maximum=1.0, help="last share of the samples, with falling rates")
+    slices: int = setting(4000, minimum=1, help="augmented slices, drawn once")
+    phantoms: int = setting(4000, minimum=1, help="phantoms, drawn once, each with a twin")
+    phantom_share: float = setting(0.75, minimum=0.0, maximum=1.0, help="share of phantoms in a batch")
+    caption_dropout: float = setting(0.05, minimum=0.0, maximum=1.0, help="share of empty captions")
+    lesion_weight: float = setting(4.0, minimum=0.0, help="extra weight of the latent's error inside lesions")
+    lesion_map_weight: float = setting(5.0, minimum=0.0, help="weight of the lesion map's cross-entropy")
+    twin_weight: float = setting(20.0, minimum=0.0, help="weight of the difference of twins")
+
+    def schedule(self, samples: int) -> float:
+        """Share of the full rate at a number of samples."""
+        return warmed_and_decayed(samples, self.samples, self.warmup * self.batch, self.decay_share)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DenoiserSettings(_Checked):
     """Settings of one denoiser training; stored in the prior's card.
 
@@ -98,9 +127,8 @@ class DenoiserSettings(_Checked):
     seed: int = setting(0, minimum=0, help="of every random number")
 
     def schedule(self, samples: int) -> float:
-        """Share of the full rates: warm-up, one, then linear to zero over the last `decay_share` of the samples."""
-        left = (1 - samples / self.samples) / self.decay_share
-        return min(1.0, samples / (self.warmup * self.batch), max(left, 1e-3))
+        """Share of the full rates at a number of samples."""
+        return warmed_and_decayed(samples, self.samples, self.warmup * self.batch, self.decay_share)
 
     def shows_crops(self, step: int) -> bool:
         """Whether a step shows crops: evenly spread steps, the same ones in every process."""
@@ -124,6 +152,7 @@ class TrainingConfig(_Checked):
     data: list[SliceFile] = field(default_factory=list)
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     text: TextSettings = field(default_factory=TextSettings)
+    word_map: WordMapSettings = field(default_factory=WordMapSettings)
     denoiser: DenoiserSettings = field(default_factory=DenoiserSettings)
     prior: PriorFacts = field(default_factory=PriorFacts)
 

@@ -12,9 +12,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from treg_med.priors.autoencoder import NullSpaceAutoencoder
+from treg_med.priors.word_map import WordMap
+from treg_med.priors.word_map_unet import WordMapUNet
 from treg_med.training.slices import CaptionedSlices
 
-__all__ = ["averaged_denoiser", "build_denoiser", "build_scheduler", "latent_error"]
+__all__ = ["averaged_denoiser", "build_denoiser", "build_scheduler", "latent_error", "with_word_map"]
 
 CHANNELS = (64, 128, 160, 192)
 
@@ -32,14 +34,15 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def build_denoiser(latent_channels: int, channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
+def build_denoiser(latent_channels: int, channels: tuple[int, ...] = CHANNELS) -> WordMapUNet:
     """Build a small UNet for 64x64 latents, one level per entry of `channels`.
 
     Contrast, plane and skull stripping concern the whole slice: a pooled text state is added to the time embedding and
-    so reaches every block; attention to single words is kept to the coarsest level.
+    so reaches every block. What words say of a place comes as a map; attention to single words is kept to the coarsest
+    level.
     """
     levels = len(channels)
-    return UNet2DConditionModel(
+    return WordMapUNet(
         sample_size=64,
         in_channels=latent_channels,
         out_channels=latent_channels,
@@ -55,12 +58,27 @@ def build_denoiser(latent_channels: int, channels: tuple[int, ...] = CHANNELS) -
     )
 
 
-def averaged_denoiser(checkpoint: Path) -> tuple[UNet2DConditionModel, dict[str, Any]]:
+def with_word_map(denoiser: UNet2DConditionModel, word_map: WordMap) -> WordMapUNet:
+    """Denoiser with the weights of a word map, frozen; one that had none ignores it until it is trained on."""
+    if isinstance(denoiser, WordMapUNet):
+        model = denoiser
+    else:
+        model = WordMapUNet.from_config(denoiser.config)
+        weights = denoiser.state_dict()
+        blind = torch.zeros_like(model.conv_in.weight)
+        blind[:, : denoiser.config.in_channels] = weights["conv_in.weight"]
+        model.load_state_dict(weights | {"conv_in.weight": blind}, strict=False)
+    model.word_map.load_state_dict(word_map.state_dict())
+    model.word_map.requires_grad_(False)
+    return model
+
+
+def averaged_denoiser(checkpoint: Path) -> tuple[WordMapUNet, dict[str, Any]]:
     """Return the averaged weights of a checkpoint, also of a run that is still going on, and its numbers."""
     with safe_open(checkpoint, "pt") as file:
         numbers: dict[str, Any] = json.loads(file.metadata()["numbers"])
         weights = {name.removeprefix("ema/"): file.get_tensor(name) for name in file.keys() if name.startswith("ema/")}  # noqa: SIM118
-    model = build_denoiser(weights["conv_in.weight"].shape[1], tuple(numbers.get("channels", CHANNELS)))
+    model = build_denoiser(weights["conv_out.weight"].shape[0], tuple(numbers.get("channels", CHANNELS)))
     model.load_state_dict(weights)
     return model.eval(), numbers
 

@@ -17,10 +17,11 @@ from torch.nn import functional
 
 from treg_med.priors.autoencoder import NullSpaceAutoencoder
 from treg_med.priors.latent import LatentPrior
+from treg_med.priors.word_map import WordMap
 from treg_med.training.batches import Batch, CaptionedBatches, TextStates
 from treg_med.training.checkpoint import Ema, load_state, save_state
 from treg_med.training.config import DenoiserSettings
-from treg_med.training.denoiser import build_denoiser, build_scheduler, latent_error
+from treg_med.training.denoiser import build_denoiser, build_scheduler, latent_error, with_word_map
 from treg_med.training.journal import Journal
 from treg_med.training.muon import MuonAdamW
 from treg_med.training.precision import faster_precision
@@ -41,6 +42,7 @@ def train_denoiser(
     validation: CaptionedSlices,
     autoencoder: NullSpaceAutoencoder,
     texts: TextStates,
+    word_map: WordMap,
     checkpoint: Path,
     settings: DenoiserSettings,
     *,
@@ -73,6 +75,8 @@ def train_denoiser(
         Frozen; gives the latents.
     texts : TextStates
         Of the frozen text encoder.
+    word_map : WordMap
+        Frozen; the denoiser sees what it draws.
     checkpoint : Path
         Resumed from when it is there; the journal and sample grids are written beside it.
     settings : DenoiserSettings
@@ -93,9 +97,11 @@ def train_denoiser(
     autoencoder = autoencoder.to(device)
     journal = journal or Journal(checkpoint.with_suffix(".jsonl"))
     torch.manual_seed(settings.seed)  # first weights
-    model = (initial or build_denoiser(autoencoder.config.latent_channels, tuple(settings.channels))).to(device).train()
+    model = initial or build_denoiser(autoencoder.config.latent_channels, tuple(settings.channels))
+    model = with_word_map(model, word_map).to(device).train()
     ema = Ema(model, settings.ema)
-    optimizer = MuonAdamW(model.named_parameters(), settings.rate, settings.muon_rate)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = MuonAdamW(trained, settings.rate, settings.muon_rate)
     numbers: dict[str, Any] = {
         "samples": 0,
         "earlier_samples": earlier_samples,
@@ -169,7 +175,7 @@ def _errors(
     noise[twins] = noise[heads]
     alpha = alphas[batch.timesteps].view(-1, 1, 1, 1)
     signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
-    predicted = network(signal * z + spread * noise, batch.timesteps, batch.text).sample.float()
+    predicted = network(signal * z + spread * noise, batch.timesteps, batch.text, window=batch.windows).sample.float()
     error = predicted - (signal * noise - spread * z)
     weight = 1 + settings.lesion_weight * functional.adaptive_max_pool2d(batch.masks, z.shape[-2:])
     weighted = (weight * error.square()).mean((1, 2, 3))

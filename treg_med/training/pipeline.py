@@ -1,7 +1,8 @@
-"""The steps of a training in order: autoencoder, text encoder, denoiser, export; each resumes from its checkpoint.
+"""The steps of a training in order: autoencoder, text encoder, word map, denoiser, export.
 
-A step leaves its part in the work folder: ``vae/``, ``tokenizer/`` and ``text_encoder/``, ``denoiser.ckpt``. A part
-that is not there is taken from the prior that training starts from, where one is given.
+A step leaves its part in the work folder: ``vae/``, ``tokenizer/`` and ``text_encoder/``, ``word_map/``,
+``denoiser.ckpt``. A part that is not there is taken from the prior that training starts from, where one is given. The
+long steps resume from their checkpoints.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +21,13 @@ from treg_med.priors.weights import save_component
 from treg_med.training.config import SliceFile, TrainingConfig
 from treg_med.training.journal import Journal
 from treg_med.training.slices import CaptionedSlices
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from treg_med.priors.autoencoder import NullSpaceAutoencoder
+    from treg_med.priors.word_map import WordMap
+    from treg_med.training.batches import TextStates
 
 __all__ = ["Training"]
 
@@ -119,31 +127,43 @@ class Training:
         save_component(model, self.work / "text_encoder")
         return accuracy
 
-    def train_denoiser(self) -> dict[str, Any]:
-        """Train the denoiser on the two other parts; return samples seen and seconds spent."""
-        from accelerate import Accelerator
-        from diffusers import UNet2DConditionModel
-        from transformers import AutoTokenizer, CLIPTextModel
+    def train_word_map(self) -> dict[str, float]:
+        """Train the word map on autoencoder and text encoder; return what captions explain of the validation."""
+        from treg_med.training.word_map_training import explained_by_words, train_word_map
 
-        from treg_med.priors.autoencoder import NullSpaceAutoencoder
-        from treg_med.training.batches import TextStates
+        autoencoder, texts = self._autoencoder(), self._texts()
+        model = train_word_map(
+            self.slices("train"),
+            autoencoder,
+            texts,
+            self.work / "word_map.ckpt",
+            self.config.word_map,
+            seconds=self.seconds,
+            journal=Journal(self.work / "word_map.jsonl", self.say, self.progress),
+        )
+        if model is None:
+            return {}
+        save_component(model, self.work / "word_map")
+        return {"explained by the captions": explained_by_words(model, self.slices("val"), autoencoder, texts)}
+
+    def train_denoiser(self) -> dict[str, Any]:
+        """Train the denoiser on the other parts; return samples seen and seconds spent."""
+        from accelerate import Accelerator
+
         from treg_med.training.denoiser_training import train_denoiser
 
-        unet = self.initial / "unet" if self.initial else None
-        autoencoder = NullSpaceAutoencoder.from_pretrained(self.part("vae"), torch_dtype=torch.float32)
-        encoder = CLIPTextModel.from_pretrained(self.part("text_encoder"), dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(self.part("tokenizer"), local_files_only=True)
         accelerator = Accelerator(cpu=self.device.type == "cpu")
         return train_denoiser(
             self.slices("train"),
             self.slices("val"),
-            autoencoder.eval(),
-            TextStates(tokenizer, encoder.to(accelerator.device).eval()),
+            self._autoencoder(),
+            self._texts(accelerator.device),
+            self._word_map(),
             self.work / "denoiser.ckpt",
             self.config.denoiser,
             accelerator=accelerator,
             seconds=self.seconds,
-            initial=UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32) if unet else None,
+            initial=self._initial_denoiser(),
             earlier_samples=self._samples_seen(),
             journal=Journal(self.work / "denoiser.jsonl", self.say, self.progress)
             if accelerator.is_main_process
@@ -167,6 +187,31 @@ class Training:
         raise ResourceError(
             f"expected {name}/ in {str(self.work)!r}, got none; train it first, or start from a prior that has it"
         )
+
+    def _autoencoder(self) -> NullSpaceAutoencoder:
+        from treg_med.priors.autoencoder import NullSpaceAutoencoder
+
+        return NullSpaceAutoencoder.from_pretrained(self.part("vae"), torch_dtype=torch.float32).eval()
+
+    def _texts(self, device: torch.device | str = "cpu") -> TextStates:
+        from treg_med.priors.components import load_text_parts
+        from treg_med.training.batches import TextStates
+
+        parts = load_text_parts(self.part("text_encoder"), self.part("tokenizer"), torch.float32)
+        return TextStates(parts["tokenizer"], parts["text_encoder"].to(device).eval())
+
+    def _initial_denoiser(self) -> UNet2DConditionModel | None:
+        from treg_med.priors.components import load_denoiser
+
+        return load_denoiser(self.initial / "unet", torch.float32) if self.initial else None
+
+    def _word_map(self) -> WordMap:
+        """Word map of this training, else the one inside the denoiser it starts from."""
+        from treg_med.priors.word_map import WordMap
+
+        initial = None if (self.work / "word_map").is_dir() else self._initial_denoiser()
+        own = getattr(initial, "word_map", None)
+        return own or WordMap.from_pretrained(self.part("word_map"), torch_dtype=torch.float32)
 
     def _samples_seen(self) -> int:
         """Return the samples behind the initial weights, as their card tells."""

@@ -260,14 +260,21 @@ def augment(
     return gain * out**gamma, moved, mirrored
 
 
-def random_crops(images: Tensor, masks: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Cut one square of `size` pixels out of each image ``(n, 1, H, W)`` and its mask; shorter sides stay whole."""
+def random_crops(images: Tensor, masks: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut one square of `size` pixels out of each image ``(n, 1, H, W)`` and its mask; shorter sides stay whole.
+
+    Also returns the windows ``(n, 4)``: centre x, centre y, half width and half height, in halves of the longer side.
+    """
+    height, width = images.shape[-2:]
+    longest = max(height, width)
     rows, columns = (
-        torch.randint(0, max(side - size, 0) + 1, (len(images),), generator=generator).tolist()
-        for side in images.shape[-2:]
+        torch.randint(0, max(side - size, 0) + 1, (len(images),), generator=generator) for side in (height, width)
     )
-    windows = [(..., slice(r, r + size), slice(c, c + size)) for r, c in zip(rows, columns, strict=True)]
+    cuts = [(..., slice(r, r + size), slice(c, c + size)) for r, c in zip(rows.tolist(), columns.tolist(), strict=True)]
+    half = torch.tensor([min(size, width), min(size, height)]).expand(len(images), -1) / longest
+    corner = (2 * torch.stack([columns, rows], 1) - torch.tensor([width, height])) / longest
     return (
-        torch.stack([image[window] for image, window in zip(images, windows, strict=True)]),
-        torch.stack([mask[window] for mask, window in zip(masks, windows, strict=True)]),
+        torch.stack([image[cut] for image, cut in zip(images, cuts, strict=True)]),
+        torch.stack([mask[cut] for mask, cut in zip(masks, cuts, strict=True)]),
+        torch.cat([corner + half, half], 1),
     )

@@ -67,8 +67,9 @@ def denoiser_errors(
     """
     count = settings.batch
     images, masks, captions, rng = _drawn(prior, slices, count, generator)
+    window = None
     if settings.shows_crops(step):
-        images, masks = random_crops(images, masks, _crop_side(prior, settings.crop, images), generator)
+        images, masks, window = random_crops(images, masks, _crop_side(prior, settings.crop, images), generator)
         steps = draw_crop_timesteps(count, settings.crop_timesteps, generator)
     else:
         steps = draw_timesteps(count, settings.low_noise_share, settings.high_noise_share, generator)
@@ -80,7 +81,7 @@ def denoiser_errors(
     noise = torch.randn(latent.shape, generator=generator).to(latent)
     alpha = prior.alphas_cumprod[steps].view(-1, 1, 1, 1).to(latent)
     signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
-    estimate = prior.predict(signal * latent + spread * noise, steps, condition)
+    estimate = prior.predict(signal * latent + spread * noise, steps, condition, window=window)
     # The estimates are linear in the network's output: these differences are its own error.
     if prior.prediction_type == "epsilon":
         error = estimate.noise - noise
