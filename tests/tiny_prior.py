@@ -10,6 +10,7 @@ import torch
 
 if TYPE_CHECKING:
     from treg_med.priors.autoencoder import NullSpaceAutoencoder
+    from treg_med.priors.word_map import WordMap
 
 
 def tiny_autoencoder(patch: int = 4, channels: int = 6) -> NullSpaceAutoencoder:
@@ -24,19 +25,33 @@ def tiny_autoencoder(patch: int = 4, channels: int = 6) -> NullSpaceAutoencoder:
     return model.eval()
 
 
+def random_word_map(channels: int) -> WordMap:
+    """A word map that says something."""
+    from treg_med.priors.word_map import WordMap
+
+    torch.manual_seed(0)
+    model = WordMap(channels, 256)
+    size = model.basis.shape
+    model.set_basis(torch.randn(size[1]), torch.randn(size) / size[0] ** 0.5, torch.ones(size[0]))
+    for layer in (model.latent, model.lesion):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """vae/, unet/, scheduler/, text_encoder/ and tokenizer/ of random weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from treg_med.training.captions import SliceAttributes
-    from treg_med.training.denoiser import build_denoiser, build_scheduler
+    from treg_med.training.denoiser import build_denoiser, build_scheduler, with_word_map
     from treg_med.training.text_encoder import build_tokenizer
 
     folder = tmp_path_factory.mktemp("prior")
     tiny_autoencoder().save_pretrained(folder / "vae")
     torch.manual_seed(0)
-    build_denoiser(6, (16, 32)).save_pretrained(folder / "unet")
+    denoiser = build_denoiser(6, (16, 32))
+    with_word_map(denoiser, random_word_map(6)).save_pretrained(folder / "unet")
     build_scheduler().save_pretrained(folder / "scheduler")
     known = SliceAttributes(contrast="FLAIR", plane="axial", disease="glioma")
     tokenizer = build_tokenizer([known], vocabulary_size=400)

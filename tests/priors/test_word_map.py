@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from tests.tiny_prior import random_word_map
 from treg_med.priors import LatentPrior
 from treg_med.priors.word_map import WordMap, placed
 from treg_med.priors.word_map_unet import WordMapUNet
@@ -14,19 +15,26 @@ from treg_med.training.denoiser import build_denoiser, with_word_map
 
 @pytest.fixture(scope="module")
 def word_map() -> WordMap:
-    """An untrained map of six channels."""
-    torch.manual_seed(0)
-    return WordMap(6, 256).eval()
+    """A map of six channels."""
+    return random_word_map(6)
 
 
 def test_maps_are_the_expected_latent_and_a_probability(word_map: WordMap) -> None:
     states = torch.randn(3, 5, 256, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        latent, lesion = word_map(states)
-        maps = word_map.maps(states)
-    assert latent.shape == (3, 6, 32, 32) and lesion.shape == (3, 1, 32, 32) and word_map.side == 32
-    assert torch.equal(maps, torch.cat([latent, lesion.sigmoid()], 1))
-    assert (maps[0] - maps[1]).abs().max() > 1e-3
+        coefficients, logits = word_map.components(states)
+        maps = word_map(states)
+    assert maps.shape == (3, 7, 32, 32) and (maps[0] - maps[1]).abs().max() > 1e-3
+    expected = word_map.mean + coefficients @ word_map.basis
+    assert torch.allclose(maps[:, :6].flatten(1), expected, atol=1e-5)
+    assert torch.allclose(maps[:, 6].flatten(1), torch.sigmoid(logits), atol=1e-6)
+
+
+def test_an_untrained_map_says_the_mean_and_hardly_a_lesion() -> None:
+    plain = WordMap(2, 8, side=4, components=3)
+    plain.set_basis(torch.arange(32.0), torch.eye(32)[:3], torch.ones(3))
+    maps = plain(torch.randn(2, 5, 8))
+    assert torch.equal(maps[:, :2].flatten(1), torch.arange(32.0).expand(2, -1)) and maps[:, 2].max() < 0.02
 
 
 def test_maps_keep_their_place_in_images_of_any_shape_and_in_crops() -> None:
@@ -54,7 +62,7 @@ def test_a_denoiser_that_gets_a_map_ignores_it_until_it_is_trained(word_map: Wor
     assert not any(p.requires_grad for p in grown.word_map.parameters()) and grown.conv_in.weight.requires_grad
     other = WordMap(6, 256)
     assert with_word_map(grown, other) is grown
-    assert torch.equal(grown.word_map.queries, other.queries)
+    assert torch.equal(grown.word_map.mean, other.mean) and torch.equal(grown.word_map.value.weight, other.value.weight)
 
 
 def test_saved_and_opened_it_predicts_the_same(tiny_prior_folder: Path, tmp_path: Path) -> None:

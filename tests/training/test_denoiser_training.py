@@ -242,7 +242,7 @@ crop = 32
 steps = 2
 batch = 4
 [word_map]
-samples = 8
+steps = 2
 batch = 4
 slices = 6
 phantoms = 2

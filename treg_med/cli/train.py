@@ -25,7 +25,10 @@ __all__ = ["STEPS", "Job", "run"]
 _UNFINISHED = "unfinished"
 
 #: Step -> the checkpoint that it leaves while it is unfinished, where it has one.
-STEPS = {"vae": "autoencoder.ckpt", "text": None, "words": "word_map.ckpt", "unet": "denoiser.ckpt"}
+STEPS = {"vae": "autoencoder.ckpt", "text": None, "words": None, "unet": "denoiser.ckpt"}
+
+#: Steps whose training leaves no checkpoint, their parts and methods: it is done, or it starts again.
+_SHORT = {"text": (("tokenizer", "text_encoder"), "train_text"), "words": (("word_map",), "train_word_map")}
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,10 @@ def _train_steps(training: Training, job: Job) -> dict[str, dict[str, Any]]:
 def _train(training: Training, step: str, job: Job) -> dict[str, Any]:
     if step == "vae":
         return training.train_autoencoder() or {_UNFINISHED: "go on with --resume"}
-    if step == "text":
-        # Its training is short and leaves no checkpoint: it is done, or it starts again.
-        done = job.resume and all((job.work / part).is_dir() for part in ("tokenizer", "text_encoder"))
-        return {"kept": str(job.work)} if done else training.train_text()
-    if step == "words":
-        return training.train_word_map() or {_UNFINISHED: "go on with --resume"}
+    if step in _SHORT:
+        parts, train = _SHORT[step]
+        done = job.resume and all((job.work / part).is_dir() for part in parts)
+        return {"kept": str(job.work)} if done else getattr(training, train)()
     if step == "unet":
         numbers = training.train_denoiser()
         unfinished = numbers["samples"] < training.config.denoiser.samples

@@ -100,14 +100,11 @@ def words(
     work: Work = Path("checkpoints"),
     data: DataFolder = None,
     initial: Initial = None,
-    time_limit: TimeLimit = None,
-    resume: Resume = False,
-    fresh: Fresh = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Train the map of what words alone say: the expected slice and the place of a lesion."""
-    _train(("words",), config, work, data, initial, threads, as_json, time_limit=time_limit, resume=resume, fresh=fresh)
+    _train(("words",), config, work, data, initial, threads, as_json)
 
 
 @train_app.command()

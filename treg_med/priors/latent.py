@@ -20,6 +20,7 @@ from treg_med.priors.card import FolderOptions, read_card
 from treg_med.priors.checks import check_fit, text_width
 from treg_med.priors.conditioning import Conditioning, NoConditioning, TextConditioning
 from treg_med.priors.weights import is_pickled, pickled_error
+from treg_med.priors.word_map import placed
 from treg_med.priors.words import word_warnings
 
 __all__ = ["DEFAULT_PRIOR", "LatentPrior"]
@@ -206,6 +207,38 @@ class LatentPrior:
         """
         texts = [text] if isinstance(text, str) else list(text)
         return self.conditioning.embed(texts, self.device)
+
+    @torch.no_grad()
+    def words_alone(self, text: str | Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return what texts say without any measurement: expected images and probabilities of a lesion.
+
+        An expected image is the mean of the images that a text allows, so it is blurred.
+
+        Parameters
+        ----------
+        text : str or sequence of str
+
+        Returns
+        -------
+        tuple of Tensor ``(n, H, W)``
+            Both in [0, 1], of the size that the prior was trained on.
+
+        Raises
+        ------
+        ConfigError
+            If the denoiser has no word map.
+        """
+        word_map = getattr(self.unet, "word_map", None)
+        if word_map is None:
+            raise ConfigError(
+                f"expected a prior whose denoiser has a word map, got {type(self.unet).__name__}; "
+                "the embedded prior has one, and 'treg-med train words' trains one"
+            )
+        side = int(self.unet.config.sample_size)
+        maps = word_map(self.embed(text).to(self.unet.dtype)).float()
+        image = self.decode(placed(maps[:, :-1], (side, side)))[:, 0]
+        lesion = placed(maps[:, -1:], (image.shape[-2], image.shape[-1]))[:, 0]
+        return ((image + 1) / 2).clamp(0, 1), lesion
 
     def round_trip(self, image: Tensor) -> Tensor:
         """Return D(E(image)), unclamped: the best image that any method in this latent space can reach.

@@ -10,18 +10,19 @@ from torch.nn import functional
 
 __all__ = ["WordMap", "placed"]
 
-_HEADS = 4
-_STAGES = 2
+#: Log odds of a lesion before anything is said.
+_RARE = -4.0
 
 
 class WordMap(ModelMixin, ConfigMixin):
-    r"""Positions that attend to words: the estimate that the words allow before anything is measured.
+    r"""The estimate that words allow before anything is measured.
 
-    .. math:: m(c) = \big(E[z \mid c],\; P(\text{lesion} \mid c)\big)
+    .. math::
+        m(c) = \big(E[z \mid c],\; P(\text{lesion} \mid c)\big), \qquad
+        E[z \mid c] \approx \mu + \sum_k \sigma_k f_k(c)\, b_k
 
-    Every cell of a coarse grid over the field of view has a learned query that reads the text states; convolutions
-    draw the two maps from what the cells read. The first map is what a perfect denoiser returns where nothing of the
-    signal is left.
+    with the principal components b of the latents. The first map is what a perfect denoiser returns where nothing of
+    the signal is left.
 
     Parameters
     ----------
@@ -29,55 +30,69 @@ class WordMap(ModelMixin, ConfigMixin):
         Channels of the latent.
     text_width : int
         Width of the text states.
-    cells : int
-        Cells along a side of the field of view; the maps have four times as many pixels.
-    width, layers : int
-        Of the attention.
+    side : int
+        Pixels of the maps along a side of the field of view.
+    components : int
+        Principal components of the latents that are kept.
+    readers, hidden : int
+        Positions of the sentence that are attended to at once, and the width of the network behind them.
     """
 
     @register_to_config
     def __init__(
-        self, latent_channels: int = 12, text_width: int = 256, cells: int = 8, width: int = 128, layers: int = 2
+        self,
+        latent_channels: int = 12,
+        text_width: int = 256,
+        side: int = 32,
+        components: int = 128,
+        readers: int = 8,
+        hidden: int = 512,
     ) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(cells * cells, width))
-        self.words = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width))
-        self.readers = nn.ModuleList(
-            nn.TransformerDecoderLayer(
-                width, _HEADS, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(layers)
+        pixels = side * side
+        self.register_buffer("mean", torch.zeros(latent_channels * pixels))
+        self.register_buffer("basis", torch.zeros(components, latent_channels * pixels))
+        self.register_buffer("deviation", torch.ones(components))
+        self.norm = nn.LayerNorm(text_width)
+        self.attention = nn.Linear(text_width, readers)
+        self.value = nn.Linear(text_width, text_width)
+        widths = [readers * text_width, hidden, hidden, hidden]
+        self.network = nn.Sequential(
+            *(layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.SiLU()))
         )
-        self.side = cells * 2**_STAGES
-        half = width // 2
-        self.drawing = nn.Sequential(
-            nn.Conv2d(width, half, 1),
-            *(layer for _ in range(_STAGES) for layer in (nn.Conv2d(half, half, 3, padding=1), nn.SiLU(), _double())),
-            nn.Conv2d(half, half // 2, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(half // 2, latent_channels + 1, 3, padding=1),
-        )
+        self.latent = nn.Linear(hidden, components)
+        self.lesion = nn.Linear(hidden, pixels)
+        # Training starts from the mean latent and a rare lesion anywhere.
+        nn.init.zeros_(self.latent.weight)
+        nn.init.zeros_(self.latent.bias)
+        nn.init.zeros_(self.lesion.weight)
+        nn.init.constant_(self.lesion.bias, _RARE)
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the expected latent ``(n, c, s, s)`` and the logit of a lesion ``(n, 1, s, s)``.
+    def set_basis(self, mean: Tensor, basis: Tensor, deviation: Tensor) -> None:
+        """Fix the principal components ``(k, c s s)``, their mean and standard deviations."""
+        self.mean.copy_(mean)
+        self.basis.copy_(basis)
+        self.deviation.copy_(deviation)
+
+    def components(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the coefficients ``(n, k)`` of the expected latent and the logits of a lesion ``(n, s s)``.
 
         Parameters
         ----------
         states : Tensor ``(n, tokens, width)``
             Of the text encoder.
         """
-        words = self.words(states)
-        cells = self.queries.expand(len(words), -1, -1)
-        for reader in self.readers:
-            cells = reader(cells, words)
-        side = self.config.cells
-        drawn = self.drawing(cells.transpose(1, 2).unflatten(2, (side, side)))
-        return drawn[:, :-1], drawn[:, -1:]
+        words = self.norm(states)
+        looked = self.attention(words).softmax(1).transpose(1, 2) @ self.value(words)
+        read = self.network(looked.flatten(1))
+        return self.latent(read) * self.deviation, self.lesion(read)
 
-    def maps(self, states: Tensor) -> Tensor:
+    def forward(self, states: Tensor) -> Tensor:
         """Return the expected latent and the probability of a lesion as one, ``(n, c + 1, s, s)``."""
-        latent, lesion = self(states)
-        return torch.cat([latent, lesion.sigmoid()], 1)
+        coefficients, logits = self.components(states)
+        side = self.config.side
+        latent = (self.mean + coefficients @ self.basis).unflatten(1, (-1, side, side))
+        return torch.cat([latent, logits.sigmoid().unflatten(1, (1, side, side))], 1)
 
 
 def placed(maps: Tensor, size: tuple[int, int], window: Tensor | None = None) -> Tensor:
@@ -101,7 +116,3 @@ def placed(maps: Tensor, size: tuple[int, int], window: Tensor | None = None) ->
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = window[:, 2], window[:, 3], window[:, :2]
     grid = functional.affine_grid(theta, [len(maps), 1, *size], align_corners=False)
     return functional.grid_sample(maps, grid, padding_mode="border", align_corners=False)
-
-
-def _double() -> nn.Module:
-    return nn.Upsample(scale_factor=2, mode="nearest")

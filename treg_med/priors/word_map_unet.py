@@ -58,5 +58,5 @@ class WordMapUNet(UNet2DConditionModel):
             Passed on.
         """
         size = (sample.shape[-2], sample.shape[-1])
-        maps = placed(self.word_map.maps(encoder_hidden_states), size, window)
+        maps = placed(self.word_map(encoder_hidden_states), size, window)
         return super().forward(cat([sample, maps.to(sample)], 1), timestep, encoder_hidden_states, *args, **kwargs)

@@ -77,22 +77,19 @@ class TextSettings(_Checked):
 class WordMapSettings(_Checked):
     """Settings of the word map, which draws what a caption alone says."""
 
-    samples: int = setting(120_000, minimum=1, help="samples seen")
-    batch: int = setting(64, minimum=1, help="samples per step")
+    steps: int = setting(600, minimum=1, help="steps")
+    batch: int = setting(256, minimum=1, help="examples per step")
     rate: float = setting(1e-3, above=0.0, help="learning rate")
-    warmup: int = setting(100, minimum=1, help="steps of rising rates")
-    decay_share: float = setting(0.4, above=0.0, maximum=1.0, help="last share of the samples, with falling rates")
-    slices: int = setting(4000, minimum=1, help="augmented slices, drawn once")
-    phantoms: int = setting(4000, minimum=1, help="phantoms, drawn once, each with a twin")
-    phantom_share: float = setting(0.75, minimum=0.0, maximum=1.0, help="share of phantoms in a batch")
+    weight_decay: float = setting(0.05, minimum=0.0, help="weight decay")
+    slices: int = setting(5000, minimum=1, help="augmented slices, drawn once")
+    phantoms: int = setting(8000, minimum=0, help="phantoms, drawn once")
+    sentences: int = setting(2, minimum=1, help="sentences about each of them")
     caption_dropout: float = setting(0.05, minimum=0.0, maximum=1.0, help="share of empty captions")
-    lesion_weight: float = setting(4.0, minimum=0.0, help="extra weight of the latent's error inside lesions")
-    lesion_map_weight: float = setting(5.0, minimum=0.0, help="weight of the lesion map's cross-entropy")
-    twin_weight: float = setting(20.0, minimum=0.0, help="weight of the difference of twins")
+    lesion_weight: float = setting(2.0, minimum=0.0, help="weight of the lesion map's cross-entropy")
 
-    def schedule(self, samples: int) -> float:
-        """Share of the full rate at a number of samples."""
-        return warmed_and_decayed(samples, self.samples, self.warmup * self.batch, self.decay_share)
+    def schedule(self, step: int) -> float:
+        """Share of the full rate at a step: warm-up, one, then linear to zero over the last 40 percent."""
+        return warmed_and_decayed(step + 1, self.steps, min(50, self.steps), 0.4)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,7 @@ class Training:
         return accuracy
 
     def train_word_map(self) -> dict[str, float]:
-        """Train the word map on autoencoder and text encoder; return what captions explain of the validation."""
+        """Train the word map; return the share of the validation latents' error that captions take away."""
         from treg_med.training.word_map_training import explained_by_words, train_word_map
 
         autoencoder, texts = self._autoencoder(), self._texts()
@@ -136,13 +136,9 @@ class Training:
             self.slices("train"),
             autoencoder,
             texts,
-            self.work / "word_map.ckpt",
             self.config.word_map,
-            seconds=self.seconds,
-            journal=Journal(self.work / "word_map.jsonl", self.say, self.progress),
+            log=self.say,
         )
-        if model is None:
-            return {}
         save_component(model, self.work / "word_map")
         return {"explained by the captions": explained_by_words(model, self.slices("val"), autoencoder, texts)}
 
