@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from tests.tiny_prior import random_word_map
+from treg_med.errors import ConfigError
 from treg_med.priors import LatentPrior
 from treg_med.priors.word_map import WordMap, placed
 from treg_med.priors.word_map_unet import WordMapUNet
@@ -83,3 +84,14 @@ def test_half_precision_and_gradients(tiny_prior_folder: Path) -> None:
     z = torch.randn(1, 6, 16, 16, requires_grad=True)
     prior.predict(z, 300, prior.embed("axial T1")).clean.sum().backward()
     assert z.grad is not None and bool(z.grad.isfinite().all())
+
+
+def test_words_alone_are_an_expected_image_and_a_probability(tiny_prior_folder: Path) -> None:
+    prior = LatentPrior.from_pretrained(tiny_prior_folder)
+    images, lesions = prior.words_alone(["axial T1", "coronal CT of the head with a left infarct"])
+    assert images.shape == lesions.shape == (2, 256, 256)
+    assert images.min() >= 0 and images.max() <= 1 and 0 < lesions.min() <= lesions.max() < 1
+    plain = UNet2DConditionModel.from_config(prior.unet.config)
+    without = LatentPrior(prior.vae, plain, prior.scheduler, prior.text_encoder, prior.tokenizer)
+    with pytest.raises(ConfigError, match="word map"):
+        without.words_alone("axial T1")

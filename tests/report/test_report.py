@@ -74,7 +74,7 @@ def test_page_is_whole_and_refers_to_nothing_outside(report: PriorReport) -> Non
         assert f"<h2>{letter}. " in page
     assert "<script" not in page and "http" not in page.replace("http-equiv", "")
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 9
+    assert len(sources) == 10 and "What words alone say" in page
     for source in sources:
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64"

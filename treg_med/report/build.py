@@ -27,6 +27,7 @@ from treg_med.report.sample_scan import SampleScan, show_sample_scan
 from treg_med.report.slice_sets import evenly, phantom_slices, real_slices, take
 from treg_med.report.unseen_words import UnseenWords, unseen_words
 from treg_med.report.words import AROUND_LESION, WordTest, word_tests
+from treg_med.report.words_alone import WordsAlone, words_alone
 from treg_med.settings import check_settings, setting
 from treg_med.solvers.base import Progress
 from treg_med.training.slices import CaptionedSlices
@@ -99,6 +100,7 @@ class PriorReport:
     round_trips: tuple[RoundTrip, ...]
     denoising: tuple[DenoisingError, ...]
     words: tuple[WordTest, ...]
+    words_alone: WordsAlone | None
     pairs: PairedSamples | None
     unseen: UnseenWords
     gain: DenoisingGain | None
@@ -204,6 +206,7 @@ def build_report(
         round_trips,
         denoising,
         tuple(words),
+        words_alone(prior) if reads == "captions" else None,
         pairs,
         unseen_words(prior),
         gain,
