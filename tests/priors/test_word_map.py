@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from tests.tiny_prior import random_word_map
-from treg_med.errors import ConfigError
+from treg_med.errors import ConfigError, FormatError
 from treg_med.priors import LatentPrior
 from treg_med.priors.word_map import WordMap, placed
 from treg_med.priors.word_map_unet import WordMapUNet
@@ -61,6 +61,8 @@ def test_a_denoiser_that_gets_a_map_ignores_it_until_it_is_trained(word_map: Wor
         grown.conv_in.weight[:, 6:] += 0.1
         assert (grown(z, 300, states).sample - before).abs().max() > 1e-3
     assert not any(p.requires_grad for p in grown.word_map.parameters()) and grown.conv_in.weight.requires_grad
+    with pytest.raises(FormatError, match="6 latent channels and text states of width 256, got 5 and 256"):
+        with_word_map(grown, WordMap(5, 256))
     other = WordMap(6, 256)
     assert with_word_map(grown, other) is grown
     assert torch.equal(grown.word_map.mean, other.mean) and torch.equal(grown.word_map.value.weight, other.value.weight)

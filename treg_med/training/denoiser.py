@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor
 
+from treg_med.errors import FormatError
 from treg_med.priors.autoencoder import NullSpaceAutoencoder
 from treg_med.priors.word_map import WordMap
 from treg_med.priors.word_map_unet import WordMapUNet
@@ -59,7 +60,20 @@ def build_denoiser(latent_channels: int, channels: tuple[int, ...] = CHANNELS) -
 
 
 def with_word_map(denoiser: UNet2DConditionModel, word_map: WordMap) -> WordMapUNet:
-    """Denoiser with the weights of a word map, frozen; one that had none ignores it until it is trained on."""
+    """Denoiser with the weights of a word map, frozen; one that had none ignores it until it is trained on.
+
+    Raises
+    ------
+    FormatError
+        If the two were made for other latents or texts.
+    """
+    wanted = (denoiser.config.in_channels, denoiser.config.cross_attention_dim)
+    got = (word_map.config.latent_channels, word_map.config.text_width)
+    if got != wanted:
+        raise FormatError(
+            f"expected a word map of {wanted[0]} latent channels and text states of width {wanted[1]}, got {got[0]} and "
+            f"{got[1]}; train it again on these parts (treg-med train words)"
+        )
     if isinstance(denoiser, WordMapUNet):
         model = denoiser
     else:
