@@ -71,8 +71,8 @@ def with_word_map(denoiser: UNet2DConditionModel, word_map: WordMap) -> WordMapU
     got = (word_map.config.latent_channels, word_map.config.text_width)
     if got != wanted:
         raise FormatError(
-            f"expected a word map of {wanted[0]} latent channels and text states of width {wanted[1]}, got {got[0]} and "
-            f"{got[1]}; train it again on these parts (treg-med train words)"
+            f"expected a word map of {wanted[0]} latent channels and text states of width {wanted[1]}, "
+            f"got {got[0]} and {got[1]}; train it again on these parts (treg-med train words)"
         )
     if isinstance(denoiser, WordMapUNet):
         model = denoiser
