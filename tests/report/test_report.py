@@ -34,6 +34,7 @@ TINY = ReportSettings(
     error_slices=2,
     error_levels=(100, 900),
     word_slices=8,
+    word_phantoms=8,
     word_levels=(500, 999),
     pair_noises=2,
     pair_steps=2,

@@ -49,7 +49,8 @@ class ReportSettings:
     round_trip_slices: int = setting(480, minimum=1, help="slices of the round trip")
     error_slices: int = setting(16, minimum=1, help="slices of the denoising error")
     error_levels: tuple[int, ...] = TIMESTEPS
-    word_slices: int = setting(40, minimum=2, help="real slices and phantoms of the text test, each")
+    word_slices: int = setting(40, minimum=2, help="real slices of the text test")
+    word_phantoms: int = setting(120, minimum=2, help="phantoms of the text test")
     word_levels: tuple[int, ...] = (69, 145, 487, 700, 850, 950, 999)
     pair_noises: int = setting(4, minimum=0, help="starting noises of the paired samples; 0 leaves them out")
     pair_steps: int = setting(20, minimum=2, help="steps of the sampler")
@@ -72,6 +73,7 @@ class ReportSettings:
             error_slices=4,
             error_levels=(69, 282, 838),
             word_slices=10,
+            word_phantoms=10,
             word_levels=(487, 850, 999),
             pair_noises=0,
             gain_slices=2,
@@ -153,7 +155,7 @@ def build_report(
     generator = torch.Generator().manual_seed(seed)
     # Loading and drawing come first, so that a wrong file fails before any work.
     real = None if slices_file is None else real_slices(slices_file, split, prior.image_multiple)
-    phantoms = phantom_slices(chosen.word_slices, size, prior.image_multiple, generator, _LESION_SHARE)
+    phantoms = phantom_slices(chosen.word_phantoms, size, prior.image_multiple, generator, _LESION_SHARE)
     sets = {PHANTOMS: phantoms} if real is None else {f"{split} slices": real, PHANTOMS: phantoms}
     main, source = (phantoms, PHANTOMS) if real is None else (real, f"{split} slices")
     reads, notes = _reading(prior, main.captions[0])
@@ -173,7 +175,7 @@ def build_report(
         denoising = tuple(_denoising(prior, each, name, chosen.error_levels, seed) for name, each in few.items())
         for name, each in sets.items() if reads == "captions" else ():
             tell = _advance(watch(f"text test on {name}"), "slice")
-            tested = evenly(each, chosen.word_slices)
+            tested = each if name == PHANTOMS else evenly(each, chosen.word_slices)
             # Real captions say where nothing is; only phantoms have exact lesions and sides.
             attributes = ("contrast", "plane", "finding", "side") if name == PHANTOMS else ("contrast", "plane")
             words += word_tests(prior, tested, attributes, name, levels=chosen.word_levels, seed=seed, advance=tell)
