@@ -11,7 +11,13 @@ from torch.nn import functional
 
 from treg_med.errors import GeometryError, NumericsError
 
-__all__ = ["ImageCodec"]
+__all__ = ["ImageCodec", "even_margins"]
+
+
+def even_margins(rows: int, columns: int, multiple: int) -> tuple[int, int, int, int]:
+    """Pixels to add at (left, right, top, bottom), as evenly as possible, for sides that are multiples."""
+    more_rows, more_columns = -rows % multiple, -columns % multiple
+    return more_columns // 2, more_columns - more_columns // 2, more_rows // 2, more_rows - more_rows // 2
 
 
 def _unturned(image: Tensor) -> Tensor:
@@ -64,20 +70,16 @@ class ImageCodec:
             )
         upright = self.to_upright(magnitude * self._scale(magnitude) * 2 - 1)
         rows, columns = upright.shape[-2:]
-        return functional.pad(upright.reshape(-1, 1, rows, columns), self._padding(rows, columns), value=-1.0)
+        margins = even_margins(rows, columns, self.multiple)
+        return functional.pad(upright.reshape(-1, 1, rows, columns), margins, value=-1.0)
 
     def decode(self, image: Tensor, batch: tuple[int, ...] = ()) -> Tensor:
         """Return the magnitude ``(*batch, H, W)`` of a prior image ``(n, 1, H', W')``."""
         rows, columns = self.to_upright(torch.empty(self.shape)).shape
-        left, _, top, _ = self._padding(rows, columns)
+        left, _, top, _ = even_margins(rows, columns, self.multiple)
         cropped = image[..., top : top + rows, left : left + columns].reshape(*batch, rows, columns)
         magnitude = self.from_upright(cropped)
         return (magnitude + 1) / 2 / self._scale(magnitude)
-
-    def _padding(self, rows: int, columns: int) -> tuple[int, int, int, int]:
-        """Pixels added at (left, right, top, bottom), as evenly as possible."""
-        more_rows, more_columns = -rows % self.multiple, -columns % self.multiple
-        return more_columns // 2, more_columns - more_columns // 2, more_rows // 2, more_rows - more_rows // 2
 
     def _scale(self, like: Tensor) -> Tensor:
         return torch.as_tensor(self.scale, dtype=like.dtype, device=like.device)[..., None, None]

@@ -20,7 +20,7 @@ from treg_med.priors.card import FolderOptions, read_card
 from treg_med.priors.checks import check_fit, text_width
 from treg_med.priors.conditioning import Conditioning, NoConditioning, TextConditioning
 from treg_med.priors.weights import is_pickled, pickled_error
-from treg_med.priors.word_map import placed
+from treg_med.priors.word_map import WordMap, placed
 from treg_med.priors.words import word_warnings
 
 __all__ = ["DEFAULT_PRIOR", "LatentPrior"]
@@ -179,6 +179,11 @@ class LatentPrior:
         return int(config["patch_size"] if "patch_size" in config else 2 ** (len(config["block_out_channels"]) - 1))
 
     @property
+    def word_map(self) -> WordMap | None:
+        """What the denoiser is told that words alone say; None where it has no such part."""
+        return getattr(self.unet, "word_map", None)
+
+    @property
     def sha256(self) -> str:
         """Hash over the checksums in the prior's card; empty where there is none."""
         sums = self.card.get("sha256", {})
@@ -228,14 +233,13 @@ class LatentPrior:
         ConfigError
             If the denoiser has no word map.
         """
-        word_map = getattr(self.unet, "word_map", None)
-        if word_map is None:
+        if self.word_map is None:
             raise ConfigError(
                 f"expected a prior whose denoiser has a word map, got {type(self.unet).__name__}; "
                 "the embedded prior has one, and 'treg-med train words' trains one"
             )
         side = int(self.unet.config.sample_size)
-        maps = word_map(self.embed(text).to(self.unet.dtype)).float()
+        maps = self.word_map(self.embed(text).to(self.unet.dtype)).float()
         image = self.decode(placed(maps[:, :-1], (side, side)))[:, 0]
         lesion = placed(maps[:, -1:], (image.shape[-2], image.shape[-1]))[:, 0]
         return ((image + 1) / 2).clamp(0, 1), lesion

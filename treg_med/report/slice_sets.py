@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 
 from treg_med.errors import FormatError
 from treg_med.training.caption_words import UNKNOWN
@@ -17,7 +15,7 @@ from treg_med.training.captions import render_caption
 from treg_med.training.phantoms import PhantomBatch, draw_phantoms
 from treg_med.training.slices import CaptionedSlices
 
-__all__ = ["evenly", "padded", "phantom_slices", "real_slices", "take"]
+__all__ = ["evenly", "phantom_slices", "real_slices", "take"]
 
 _UNKNOWN_SUBJECT = "unknown"
 # As many phantoms are drawn for each one kept, so that every kind is there.
@@ -38,7 +36,7 @@ def real_slices(path: Path, split: str, multiple: int) -> CaptionedSlices:
     if len(slices) == 0:
         raise FormatError(f"expected slices of split {split!r} in {path.name}, got none; choose another --split")
     known = [i for i, subject in enumerate(slices.subjects) if not subject.startswith(_UNKNOWN_SUBJECT)]
-    return padded(take(slices, known) if known else slices, multiple)
+    return (take(slices, known) if known else slices).padded(multiple)
 
 
 def phantom_slices(
@@ -93,14 +91,3 @@ def evenly(slices: CaptionedSlices, count: int, offset: float = 0.5) -> Captione
     if count >= total:
         return slices
     return take(slices, [int((k + offset) * total / count) for k in range(count)])
-
-
-def padded(slices: CaptionedSlices, multiple: int) -> CaptionedSlices:
-    """Fill the sides up with background to multiples of `multiple`, as evenly as possible."""
-    rows, columns = (-side % multiple for side in slices.images.shape[-2:])
-    if rows == columns == 0:
-        return slices
-    margins = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    return replace(
-        slices, images=functional.pad(slices.images, margins), masks=functional.pad(slices.masks, margins)
-    )

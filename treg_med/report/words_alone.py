@@ -21,7 +21,7 @@ class WordsAlone:
 
 def words_alone(prior: LatentPrior) -> WordsAlone | None:
     """Draw what the texts of the paired samples say; None where the denoiser has no word map."""
-    if getattr(prior.unet, "word_map", None) is None:
+    if prior.word_map is None:
         return None
     texts = {"no words": "", **CONTRAST_TEXTS, **{f"lesion: {name}": text for name, text in SIDE_TEXTS.items()}}
     images, lesions = prior.words_alone(list(texts.values()))

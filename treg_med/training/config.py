@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-def warmed_and_decayed(samples: int, total: int, warmup: int, decay_share: float) -> float:
+def _warmed_and_decayed(samples: int, total: int, warmup: int, decay_share: float) -> float:
     """Share of a full rate: warm-up, one, then linear to zero over the last `decay_share` of the samples."""
     left = (1 - samples / total) / decay_share
     return min(1.0, samples / warmup, max(left, 1e-3))
@@ -89,7 +89,7 @@ class WordMapSettings(_Checked):
 
     def schedule(self, step: int) -> float:
         """Share of the full rate at a step: warm-up, one, then linear to zero over the last 40 percent."""
-        return warmed_and_decayed(step + 1, self.steps, min(50, self.steps), 0.4)
+        return _warmed_and_decayed(step + 1, self.steps, min(50, self.steps), 0.4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class DenoiserSettings(_Checked):
 
     def schedule(self, samples: int) -> float:
         """Share of the full rates at a number of samples."""
-        return warmed_and_decayed(samples, self.samples, self.warmup * self.batch, self.decay_share)
+        return _warmed_and_decayed(samples, self.samples, self.warmup * self.batch, self.decay_share)
 
     def shows_crops(self, step: int) -> bool:
         """Whether a step shows crops: evenly spread steps, the same ones in every process."""

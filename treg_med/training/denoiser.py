@@ -91,9 +91,14 @@ def averaged_denoiser(checkpoint: Path) -> tuple[WordMapUNet, dict[str, Any]]:
     """Return the averaged weights of a checkpoint, also of a run that is still going on, and its numbers."""
     with safe_open(checkpoint, "pt") as file:
         numbers: dict[str, Any] = json.loads(file.metadata()["numbers"])
-        # The average holds what is trained; buffers are the module's.
-        parts = {kind: [name for name in file.keys() if name.startswith(kind)] for kind in ("module/", "ema/")}  # noqa: SIM118
-        weights = {name.removeprefix(kind): file.get_tensor(name) for kind, names in parts.items() for name in names}
+        # The average holds the parameters; buffers are the module's.
+        stored = {
+            name.removeprefix(kind): name
+            for kind in ("module/", "ema/")
+            for name in file.keys()  # noqa: SIM118
+            if name.startswith(kind)
+        }
+        weights = {name: file.get_tensor(tensor) for name, tensor in stored.items()}
     model = build_denoiser(weights["conv_out.weight"].shape[0], tuple(numbers.get("channels", CHANNELS)))
     model.load_state_dict(weights)
     return model.eval(), numbers

@@ -132,13 +132,7 @@ class Training:
         from treg_med.training.word_map_training import explained_by_words, train_word_map
 
         autoencoder, texts = self._autoencoder(), self._texts()
-        model = train_word_map(
-            self.slices("train"),
-            autoencoder,
-            texts,
-            self.config.word_map,
-            log=self.say,
-        )
+        model = train_word_map(self.slices("train"), autoencoder, texts, self.config.word_map, log=self.say)
         save_component(model, self.work / "word_map")
         return {"explained by the captions": explained_by_words(model, self.slices("val"), autoencoder, texts)}
 
@@ -149,17 +143,18 @@ class Training:
         from treg_med.training.denoiser_training import train_denoiser
 
         accelerator = Accelerator(cpu=self.device.type == "cpu")
+        initial = self._initial_denoiser()
         return train_denoiser(
             self.slices("train"),
             self.slices("val"),
             self._autoencoder(),
             self._texts(accelerator.device),
-            self._word_map(),
+            self._word_map(initial),
             self.work / "denoiser.ckpt",
             self.config.denoiser,
             accelerator=accelerator,
             seconds=self.seconds,
-            initial=self._initial_denoiser(),
+            initial=initial,
             earlier_samples=self._samples_seen(),
             journal=Journal(self.work / "denoiser.jsonl", self.say, self.progress)
             if accelerator.is_main_process
@@ -201,13 +196,14 @@ class Training:
 
         return load_denoiser(self.initial / "unet", torch.float32) if self.initial else None
 
-    def _word_map(self) -> WordMap:
+    def _word_map(self, initial: UNet2DConditionModel | None) -> WordMap:
         """Word map of this training, else the one inside the denoiser it starts from."""
         from treg_med.priors.word_map import WordMap
+        from treg_med.priors.word_map_unet import WordMapUNet
 
-        initial = None if (self.work / "word_map").is_dir() else self._initial_denoiser()
-        own = getattr(initial, "word_map", None)
-        return own or WordMap.from_pretrained(self.part("word_map"), torch_dtype=torch.float32)
+        if isinstance(initial, WordMapUNet) and not (self.work / "word_map").is_dir():
+            return initial.word_map
+        return WordMap.from_pretrained(self.part("word_map"), torch_dtype=torch.float32)
 
     def _samples_seen(self) -> int:
         """Return the samples behind the initial weights, as their card tells."""

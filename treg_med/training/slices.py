@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from treg_med.codec import even_margins
 from treg_med.errors import FormatError, GeometryError, ResourceError
 from treg_med.training.caption_words import UNKNOWN
 from treg_med.training.captions import ATTRIBUTES, SliceAttributes, read_attributes
@@ -142,6 +143,13 @@ class CaptionedSlices:
             self.subjects[kept],
             self.weights[kept],
         )
+
+    def padded(self, multiple: int) -> CaptionedSlices:
+        """Fill the sides up with background to multiples of `multiple`, as evenly as possible."""
+        margins = even_margins(self.images.shape[-2], self.images.shape[-1], multiple)
+        if not any(margins):
+            return self
+        return replace(self, images=functional.pad(self.images, margins), masks=functional.pad(self.masks, margins))
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return the indices of `count` slices, drawn by weight."""

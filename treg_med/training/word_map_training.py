@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from treg_med.codec import even_margins
 from treg_med.priors.autoencoder import NullSpaceAutoencoder
 from treg_med.priors.word_map import WordMap
 from treg_med.training.batches import TextStates, slice_caption
@@ -21,12 +22,13 @@ from treg_med.training.slices import CaptionedSlices, augment
 __all__ = ["explained_by_words", "train_word_map"]
 
 _AT_ONCE = 20
+_READ_AT_ONCE = 64
 #: Examples that the principal components are made of.
 _FOR_BASIS = 4000
 
 
 class _Examples(NamedTuple):
-    """Latents ``(n, c s s)``, lesions ``(n, s s)`` and sentences, several of each example, in half precision."""
+    """Latents ``(n, c s s)``, lesions ``(n, s s)`` and states ``(n, sentences, ...)``, in half precision."""
 
     latents: Tensor
     lesions: Tensor
@@ -71,15 +73,16 @@ def train_word_map(
     model.set_basis(*_principal_components(examples.latents, model.config.components, generator))
     targets = torch.cat([(part.float() - model.mean) @ model.basis.T for part in examples.latents.split(500)])
     pixels = examples.latents.shape[1]
+    silence = texts([""])[0].cpu()
     optimizer = torch.optim.AdamW(model.parameters(), settings.rate, weight_decay=settings.weight_decay)
     for step in range(settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * settings.schedule(step)
         rows = torch.randint(len(targets), (settings.batch,), generator=generator)
         which = torch.randint(settings.sentences, (settings.batch,), generator=generator)
-        silent = torch.rand(settings.batch, generator=generator) < settings.caption_dropout
-        which[silent] = settings.sentences  # the empty one
-        coefficients, logits = model.components(examples.states[rows, which].float())
+        states = examples.states[rows, which].float()
+        states[torch.rand(settings.batch, generator=generator) < settings.caption_dropout] = silence
+        coefficients, logits = model.components(states)
         latent = (coefficients - targets[rows]).square().sum(1).mean() / pixels
         lesion = functional.binary_cross_entropy_with_logits(logits, examples.lesions[rows].float())
         loss = latent + settings.lesion_weight * lesion
@@ -115,10 +118,11 @@ def _draw(
     generator: torch.Generator,
     log: Callable[[str], None],
 ) -> _Examples:
-    """Draw slices, then phantoms, and write sentences about each; the last sentence is the empty one."""
+    """Draw slices, then phantoms, and write sentences about each."""
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))  # noqa: S311 - sentences, not secrets
     log(f"drawing {settings.slices} slices and {settings.phantoms} phantoms")
-    maps, captions = [], []
+    maps: list[tuple[Tensor, Tensor]] = []
+    captions: list[str] = []
     for start in range(0, settings.slices, _AT_ONCE):
         chosen = slices.draw(min(_AT_ONCE, settings.slices - start), generator)
         images, masks, mirrored = augment(
@@ -126,29 +130,26 @@ def _draw(
         )
         maps.append(_reduced(autoencoder, images, masks, side))
         for index, flipped in zip(chosen.tolist(), mirrored.tolist(), strict=True):
-            captions.append([slice_caption(slices, index, flipped, rng) for _ in range(settings.sentences)])
+            captions += [slice_caption(slices, index, flipped, rng) for _ in range(settings.sentences)]
     for start in range(0, settings.phantoms, _AT_ONCE):
         count = min(_AT_ONCE, settings.phantoms - start)
         drawn = draw_phantoms(count, (slices.images.shape[-2], slices.images.shape[-1]), generator)
         maps.append(_reduced(autoencoder, drawn.images, drawn.masks, side))
         for attributes in drawn.attributes:
-            captions.append(
-                [render_caption(attributes, rng, rng.uniform(0, 0.3))[0] for _ in range(settings.sentences)]
-            )
+            captions += [render_caption(attributes, rng, rng.uniform(0, 0.3))[0] for _ in range(settings.sentences)]
     log(f"reading {settings.sentences} sentences about each")
-    states = torch.stack([texts([*said, ""]).half().cpu() for said in captions])
+    parts = (captions[start : start + _READ_AT_ONCE] for start in range(0, len(captions), _READ_AT_ONCE))
+    states = torch.cat([texts(part).half().cpu() for part in parts])
     latents, lesions = (torch.cat(part) for part in zip(*maps, strict=True))
-    return _Examples(latents, lesions, states)
+    return _Examples(latents, lesions, states.unflatten(0, (-1, settings.sentences)))
 
 
 @torch.no_grad()
 def _reduced(autoencoder: NullSpaceAutoencoder, images: Tensor, masks: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Latents ``(n, c s s)`` and lesions ``(n, s s)`` of images in [0, 1], which the field of view holds whole."""
     height, width = images.shape[-2:]
-    longest = max(height, width)
-    top, left = (longest - height) // 2, (longest - width) // 2
-    around = (left, longest - width - left, top, longest - height - top)
-    images, masks = (functional.pad(x.float(), around) for x in (images, masks))
+    margins = even_margins(height, width, max(height, width))
+    images, masks = (functional.pad(x.float(), margins) for x in (images, masks))
     latents = autoencoder.coefficients(images * 2 - 1) * autoencoder.config.scaling_factor
     return (
         functional.adaptive_avg_pool2d(latents, side).flatten(1).half(),

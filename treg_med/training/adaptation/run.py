@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from treg_med.data.whole_folder import check_replaceable
 from treg_med.errors import ConfigError, FormatError
@@ -202,7 +201,7 @@ def load_adaptation_slices(
 
     def load(split: str) -> CaptionedSlices:
         parts = [(CaptionedSlices.load(data, split, images=name), 1.0) for name in images]
-        return _padded(CaptionedSlices.mixed(parts), multiple)
+        return CaptionedSlices.mixed(parts).padded(multiple)
 
     train, validation = load("train"), load("val")
     if not len(train):
@@ -355,11 +354,3 @@ def _measured(
 
 def _thinned(slices: CaptionedSlices) -> CaptionedSlices:
     return slices.every(max(1, math.ceil(len(slices) / _MEASURED_SLICES)))
-
-
-def _padded(slices: CaptionedSlices, multiple: int) -> CaptionedSlices:
-    rows, columns = (-side % multiple for side in slices.images.shape[-2:])
-    if rows == columns == 0 or not len(slices):
-        return slices
-    margins = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-    return replace(slices, images=functional.pad(slices.images, margins), masks=functional.pad(slices.masks, margins))
