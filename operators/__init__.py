@@ -1,4 +1,4 @@
-"""Physics: linear operators, sampling masks, receive coils and noise. Torch only: no files, no diffusion."""
+"""Physics: operators, sampling masks, receive coils, blur kernels and noise. Torch only: no files, no diffusion."""
 
 from treg_med.operators.base import (
     AdjointOperator,
@@ -8,6 +8,8 @@ from treg_med.operators.base import (
     Scaled,
     Sum,
 )
+from treg_med.operators.blur import Blur
+from treg_med.operators.blur_kernels import gaussian_kernel, motion_kernel
 from treg_med.operators.cartesian_mri import CartesianGram, CartesianMRI
 from treg_med.operators.checks import OperatorCheck, OperatorReport, check_operator
 from treg_med.operators.coils import (
@@ -17,7 +19,10 @@ from treg_med.operators.coils import (
     estimate_sensitivity_maps,
 )
 from treg_med.operators.conjugate_gradient import CGResult, conjugate_gradient
+from treg_med.operators.contract import Operator
+from treg_med.operators.diagonalised import DiagonalisedOperator
 from treg_med.operators.fourier import centered_fft2, centered_ifft2
+from treg_med.operators.inpainting import Inpainting, box_mask, random_pixel_mask
 from treg_med.operators.masks import (
     SamplingMask,
     equispaced_mask,
@@ -26,22 +31,35 @@ from treg_med.operators.masks import (
     poisson_disc_mask,
     random_mask,
 )
-from treg_med.operators.noise import complex_gaussian_noise, estimate_noise_std
+from treg_med.operators.noise import complex_gaussian_noise, estimate_noise_std, gaussian_noise
+from treg_med.operators.nonlinear import FourierMagnitude, NonlinearOperator, Saturation
+from treg_med.operators.separable import Separable
+from treg_med.operators.super_resolution import SuperResolution
 
 __all__ = [
     "AdjointOperator",
+    "Blur",
     "CGResult",
     "CartesianGram",
     "CartesianMRI",
     "Composition",
+    "DiagonalisedOperator",
+    "FourierMagnitude",
     "Identity",
+    "Inpainting",
     "LinearOperator",
+    "NonlinearOperator",
+    "Operator",
     "OperatorCheck",
     "OperatorReport",
     "SamplingMask",
+    "Saturation",
     "Scaled",
+    "Separable",
     "Sum",
+    "SuperResolution",
     "birdcage_maps",
+    "box_mask",
     "calibration_region",
     "centered_fft2",
     "centered_ifft2",
@@ -52,8 +70,12 @@ __all__ = [
     "equispaced_mask",
     "estimate_noise_std",
     "estimate_sensitivity_maps",
+    "gaussian_kernel",
     "gaussian_mask_1d",
     "gaussian_mask_2d",
+    "gaussian_noise",
+    "motion_kernel",
     "poisson_disc_mask",
     "random_mask",
+    "random_pixel_mask",
 ]

@@ -16,20 +16,17 @@ the two methods ``_matvec`` and ``_rmatvec`` on plain tensors; everything else i
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from treg_med.errors import ConfigError, GeometryError
 from treg_med.operators.conjugate_gradient import conjugate_gradient
+from treg_med.operators.contract import Operator, align_batches, broadcast_batch
 
 __all__ = ["AdjointOperator", "Composition", "Identity", "LinearOperator", "Scaled", "Sum"]
-
-_REAL_TO_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
 class _Apply(torch.autograd.Function):
@@ -69,16 +66,7 @@ def _differentiable(x: Tensor, operator: LinearOperator, adjoint: bool) -> Tenso
     return result
 
 
-class _ImmutableAfterInit(type(torch.nn.Module)):  # type: ignore[misc]
-    """Metaclass that freezes an operator once its constructor has returned."""
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        instance = super().__call__(*args, **kwargs)
-        object.__setattr__(instance, "_frozen", True)
-        return instance
-
-
-class LinearOperator(torch.nn.Module, metaclass=_ImmutableAfterInit):
+class LinearOperator(Operator):
     """A linear map A between image and measurement space with its exact adjoint A^H.
 
     Parameters
@@ -90,30 +78,6 @@ class LinearOperator(torch.nn.Module, metaclass=_ImmutableAfterInit):
     is_complex
         True for complex64/128 operators (MRI; real input is promoted), False for float32/64 operators (CT).
     """
-
-    def __init__(
-        self, domain_shape: tuple[int, ...], range_shape: tuple[int, ...], *, is_complex: bool
-    ) -> None:
-        super().__init__()
-        self._domain_shape = _checked_shape("domain_shape", domain_shape)
-        self._range_shape = _checked_shape("range_shape", range_shape)
-        self._is_complex = bool(is_complex)
-        self._cache: dict[Any, Any] = {}
-
-    @property
-    def domain_shape(self) -> tuple[int, ...]:
-        """Trailing shape of the input, without batch."""
-        return self._domain_shape
-
-    @property
-    def range_shape(self) -> tuple[int, ...]:
-        """Trailing shape of the output, without batch."""
-        return self._range_shape
-
-    @property
-    def is_complex(self) -> bool:
-        """Whether the operator acts on complex tensors."""
-        return self._is_complex
 
     def _matvec(self, x: Tensor) -> Tensor:
         """Apply A to a checked tensor ``(*batch, *domain_shape)``; called without autograd."""
@@ -160,10 +124,9 @@ class LinearOperator(torch.nn.Module, metaclass=_ImmutableAfterInit):
 
     def norm(self, *, max_iter: int = 100, rtol: float = 1e-4) -> float:
         """Return the spectral norm ||A||_2 by power iteration on A^H A (an approach from below, cached)."""
-        key = ("norm", max_iter, rtol)
-        if key not in self._cache:
-            self._cache[key] = _power_iteration(self, max_iter, rtol)
-        return float(self._cache[key])
+        return float(
+            self._cached(("norm", max_iter, rtol), lambda: _power_iteration(self, max_iter, rtol))
+        )
 
     def pinv(self, y: Tensor, *, x0: Tensor | None = None, max_iter: int = 100, rtol: float = 1e-6) -> Tensor:
         """Return the least-squares solution of ``A x = y`` nearest to ``x0`` (default: of minimal norm).
@@ -220,15 +183,15 @@ class LinearOperator(torch.nn.Module, metaclass=_ImmutableAfterInit):
         """Check the arguments of ``prox``, broadcast their batches, and shape the weight for the image."""
         x0 = self._checked(x0, self.domain_shape, "prox centre")
         y = self._checked(y, self.range_shape, "measurement")
-        n_image, n_data = len(self.domain_shape), len(self.range_shape)
-        batch = _broadcast_batch(x0.shape[: x0.ndim - n_image], y.shape[: y.ndim - n_data])
-        x0, y = x0.expand(*batch, *self.domain_shape), y.expand(*batch, *self.range_shape)
+        n_image = len(self.domain_shape)
+        x0, y = align_batches(x0, n_image, y, len(self.range_shape))
+        batch = x0.shape[: x0.ndim - n_image]
         value = torch.as_tensor(weight).detach()
         if value.is_complex() or not bool(torch.isfinite(value).all()) or not bool((value > 0).all()):
             raise ConfigError(f"prox needs positive finite weights, got {weight!r}; pass a weight > 0")
         if not isinstance(weight, Tensor) or weight.ndim == 0:
             return x0, y, weight if not isinstance(weight, Tensor) else weight.to(x0.device)
-        if _broadcast_batch(weight.shape, batch) != batch:
+        if broadcast_batch(weight.shape, batch) != batch:
             raise GeometryError(
                 f"prox weights of shape {tuple(weight.shape)} do not fit the batch {tuple(batch)}; "
                 "pass one weight per batch item"
@@ -257,75 +220,6 @@ class LinearOperator(torch.nn.Module, metaclass=_ImmutableAfterInit):
     def __neg__(self) -> LinearOperator:
         """Return ``x -> -self(x)``."""
         return Scaled(self, -1.0)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse changes after construction (train/eval mode excepted: it alters nothing)."""
-        if self.__dict__.get("_frozen", False) and name != "training":
-            raise AttributeError(
-                f"{type(self).__name__} is immutable: build a new operator instead of setting {name!r}"
-            )
-        super().__setattr__(name, value)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle, without caches."""
-        return {**self.__dict__, "_cache": {}}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast the buffers; a real dtype keeps complex buffers complex, of that precision."""
-
-        def keep_complex(tensor: Tensor) -> Tensor:
-            if not tensor.is_complex():
-                return fn(tensor)
-            return torch.view_as_complex(fn(torch.view_as_real(tensor)).contiguous())
-
-        self._cache.clear()
-        return super()._apply(keep_complex, recurse)
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Return a copy on another device or in another precision; this operator stays as it is."""
-        twin = self._shallow_copy()
-        return super(LinearOperator, twin).to(*args, **kwargs)
-
-    def _shallow_copy(self) -> Self:
-        """Copy the operator tree but not its tensors, which are replaced and never written to."""
-        twin = copy.copy(self)
-        twin.__dict__["_buffers"] = dict(self._buffers)
-        twin.__dict__["_modules"] = {
-            name: child._shallow_copy() if isinstance(child, LinearOperator) else copy.deepcopy(child)
-            for name, child in self._modules.items()
-        }
-        return twin
-
-    def _device(self) -> torch.device:
-        """Return the device of the operator's buffers (CPU where it has none)."""
-        return next((b.device for b in self.buffers()), torch.device("cpu"))
-
-    def __repr__(self) -> str:
-        """Return ``Name: domain -> range`` with the shapes."""
-        field = "complex" if self.is_complex else "real"
-        return f"{self._label()}: {field} {self.domain_shape} -> {self.range_shape}"
-
-    def _label(self) -> str:
-        return type(self).__name__
-
-    def _checked(self, x: Tensor, shape: tuple[int, ...], role: str) -> Tensor:
-        """Check trailing shape and dtype; promote real input of a complex operator."""
-        if not isinstance(x, Tensor):
-            raise ConfigError(f"{self._label()} expects a torch.Tensor as {role}, got {type(x).__name__}")
-        if x.ndim < len(shape) or tuple(x.shape[x.ndim - len(shape) :]) != shape:
-            raise GeometryError(
-                f"{self._label()} expects a {role} of shape (*batch, {', '.join(map(str, shape))}), "
-                f"got {tuple(x.shape)}; reshape it or build the operator for this size"
-            )
-        if self.is_complex:
-            x = x.to(_REAL_TO_COMPLEX[x.dtype]) if x.dtype in _REAL_TO_COMPLEX else x
-            allowed = (torch.complex64, torch.complex128)
-        else:
-            allowed = (torch.float32, torch.float64)
-        if x.dtype not in allowed:
-            names = " or ".join(str(d).removeprefix("torch.") for d in allowed)
-            raise ConfigError(f"{self._label()} expects a {names} {role}, got {x.dtype}; convert it first")
-        return x
 
 
 class Identity(LinearOperator):
@@ -469,22 +363,6 @@ class Scaled(LinearOperator):
 
     def _label(self) -> str:
         return f"{self.factor:g} * {self.operator._label()}"
-
-
-def _checked_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    values = tuple(int(n) for n in shape)
-    if not values or min(values) < 1:
-        raise GeometryError(f"{name} must have at least one axis and positive lengths, got {values}")
-    return values
-
-
-def _broadcast_batch(first: tuple[int, ...], second: tuple[int, ...]) -> torch.Size:
-    try:
-        return torch.broadcast_shapes(first, second)
-    except RuntimeError as error:
-        raise GeometryError(
-            f"batch dimensions {tuple(first)} and {tuple(second)} do not broadcast; make them equal"
-        ) from error
 
 
 def _power_iteration(operator: LinearOperator, max_iter: int, rtol: float) -> float:

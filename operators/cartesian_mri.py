@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -172,12 +171,6 @@ class CartesianMRI(LinearOperator):
         height, width = self.domain_shape
         return torch.roll(images, (height // 2, width // 2), dims=(-2, -1)).conj_physical_()
 
-    def _cached(self, key: tuple[str, torch.dtype], build: Callable[[], Tensor]) -> Tensor:
-        if key not in self._cache:
-            self._cache[key] = build()
-        value: Tensor = self._cache[key]
-        return value
-
     def _folded_maps(self, dtype: torch.dtype) -> Tensor:
         """Return the shifted maps times phase and scale of the centred transform."""
 
@@ -189,7 +182,8 @@ class CartesianMRI(LinearOperator):
             shifted = torch.roll(self.sensitivity_maps, (-(height // 2), -(width // 2)), dims=(-2, -1))
             return (shifted * phase).to(dtype)
 
-        return self._cached(("maps", dtype), build)
+        maps: Tensor = self._cached(("maps", dtype), build)
+        return maps
 
     def _mask_words(self, dtype: torch.dtype) -> Tensor:
         """Return the mask as words of all ones or all zeros: a bitwise and leaves exactly +0."""
@@ -198,7 +192,8 @@ class CartesianMRI(LinearOperator):
             words = -self.mask.to(torch.int64)
             return words if dtype == torch.complex64 else torch.stack([words, words], dim=-1)
 
-        return self._cached(("words", dtype), build)
+        words: Tensor = self._cached(("words", dtype), build)
+        return words
 
     def _conjugating_mask(self, dtype: torch.dtype) -> Tensor:
         """Return (M, -M) for the real and imaginary part: masks and conjugates in one pass.
@@ -212,7 +207,8 @@ class CartesianMRI(LinearOperator):
             sign = pattern.to(torch.float32 if dtype == torch.complex64 else torch.float64)
             return torch.stack([sign, -sign], dim=-1)
 
-        return self._cached(("weights", dtype), build)
+        weights: Tensor = self._cached(("weights", dtype), build)
+        return weights
 
     def __repr__(self) -> str:
         """Return shapes and true acceleration."""

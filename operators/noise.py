@@ -1,4 +1,4 @@
-"""Complex Gaussian k-space noise: drawing it, and estimating its level from a scan."""
+"""Gaussian noise: drawing it, real or complex, and estimating its level from the k-space of a scan."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from treg_med.errors import ConfigError, GeometryError, NumericsError
 
-__all__ = ["complex_gaussian_noise", "estimate_noise_std"]
+__all__ = ["complex_gaussian_noise", "estimate_noise_std", "gaussian_noise"]
 
 # Median of |z| for a standard normal z: turns a median absolute deviation into a standard deviation.
 _MAD_OF_NORMAL = 0.6744897501960817
@@ -41,10 +41,32 @@ def complex_gaussian_noise(
     ConfigError
         If ``std`` is negative or not finite, or ``dtype`` is not complex.
     """
-    if not (math.isfinite(std) and std >= 0):
-        raise ConfigError(f"noise needs a finite standard deviation >= 0, got {std}")
     if not dtype.is_complex:
         raise ConfigError(f"complex noise needs a complex dtype, got {dtype}")
+    return _scaled_normal(shape, std, generator, dtype)
+
+
+def gaussian_noise(
+    shape: tuple[int, ...],
+    std: float,
+    generator: torch.Generator,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draw real Gaussian noise with E[n^2] = std^2.
+
+    Parameters, result and errors as in `complex_gaussian_noise`, with ``dtype`` float32 or float64.
+    """
+    if not dtype.is_floating_point:
+        raise ConfigError(f"real noise needs a floating-point dtype, got {dtype}")
+    return _scaled_normal(shape, std, generator, dtype)
+
+
+def _scaled_normal(
+    shape: tuple[int, ...], std: float, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    if not (math.isfinite(std) and std >= 0):
+        raise ConfigError(f"noise needs a finite standard deviation >= 0, got {std}")
     return std * torch.randn(shape, dtype=dtype, generator=generator, device=generator.device)
 
 

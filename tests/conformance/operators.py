@@ -17,13 +17,21 @@ from torch import Tensor
 
 from treg_med.errors import ConfigError, GeometryError
 from treg_med.operators import (
+    Blur,
     CartesianMRI,
     Identity,
+    Inpainting,
     LinearOperator,
+    Separable,
+    SuperResolution,
     birdcage_maps,
+    box_mask,
     check_operator,
+    gaussian_kernel,
     gaussian_mask_2d,
+    motion_kernel,
     random_mask,
+    random_pixel_mask,
 )
 
 
@@ -50,6 +58,11 @@ def _columns(height: int, width: int) -> Tensor:
 
 def _rough_maps(coils: int, height: int, width: int) -> Tensor:
     return torch.randn(coils, height, width, dtype=torch.complex128, generator=_generator())
+
+
+def _matrix(outputs: int, inputs: int, rank: int) -> Tensor:
+    draw = torch.randn(outputs + inputs, rank, dtype=torch.float64, generator=_generator())
+    return draw[:outputs] @ draw[outputs:].mT
 
 
 OPERATOR_CASES: list[OperatorCase] = [
@@ -79,6 +92,32 @@ OPERATOR_CASES: list[OperatorCase] = [
             (0.5 - 2j) * CartesianMRI(_points(8, 9), _rough_maps(2, 8, 9))
             - CartesianMRI(_columns(8, 9), _rough_maps(2, 8, 9)) @ (3 * Identity((8, 9)))
         ),
+    ),
+    OperatorCase("separable-tall-and-singular", lambda: Separable(_matrix(9, 6, 6), _matrix(5, 7, 4))),
+    OperatorCase("mean-even", lambda: SuperResolution((8, 12), 4), lambda: SuperResolution((96, 160), 4)),
+    OperatorCase("mean-odd-complex", lambda: SuperResolution((9, 15), 3, is_complex=True)),
+    OperatorCase(
+        "bicubic-even",
+        lambda: SuperResolution((12, 16), 2, "bicubic"),
+        lambda: SuperResolution((160, 96), 4, "bicubic"),
+    ),
+    OperatorCase("bicubic-odd-complex", lambda: SuperResolution((9, 15), 3, "bicubic", is_complex=True)),
+    OperatorCase(
+        "blur-gaussian",
+        lambda: Blur((8, 11), gaussian_kernel(5, 0.8)),
+        lambda: Blur((97, 128), gaussian_kernel(31, 2.0)),
+    ),
+    OperatorCase(
+        "blur-motion-complex",
+        lambda: Blur((9, 10), motion_kernel(7, 0.5, generator=_generator()), is_complex=True),
+        lambda: Blur((96, 75), motion_kernel(41, 0.5, generator=_generator()), is_complex=True),
+    ),
+    OperatorCase("blur-gram", lambda: Blur((7, 6), motion_kernel(5, 0.2, generator=_generator())).gram),
+    OperatorCase("inpainting-box", lambda: Inpainting(box_mask((8, 9), 4))),
+    OperatorCase(
+        "inpainting-pixels-complex",
+        lambda: Inpainting(random_pixel_mask((9, 7), 0.6, generator=_generator()), is_complex=True),
+        lambda: Inpainting(random_pixel_mask((99, 128), 0.9, generator=_generator()), is_complex=True),
     ),
 ]
 
