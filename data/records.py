@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from treg_med.operators.base import LinearOperator
+    from treg_med.operators.contract import Operator
 
 __all__ = ["RESEARCH_ONLY", "Geometry", "Measurement", "Reconstruction"]
 
@@ -143,7 +143,7 @@ class Measurement:
         Measured data, trailing shape ``operator.range_shape`` (k-space: ``(*batch, coils, H, W)``), raw units
         of the file.
     operator
-        The linear operator A, domain ``(H, W)``.
+        The forward model A, linear or not, domain ``(H, W)``.
     noise_std
         Noise level per measured sample (complex: E|n|^2 = noise_std^2) in the units of ``y``; None if
         unknown.
@@ -165,7 +165,7 @@ class Measurement:
     """
 
     y: Tensor
-    operator: LinearOperator
+    operator: Operator
     noise_std: float | None = None
     scale: float = 1.0
     target: Tensor | None = None

@@ -68,18 +68,25 @@ class ImageCodec:
             raise GeometryError(
                 f"expected an image of shape {tuple(self.shape)}, got {tuple(magnitude.shape)}"
             )
-        upright = self.to_upright(magnitude * self._scale(magnitude) * 2 - 1)
-        rows, columns = upright.shape[-2:]
-        margins = even_margins(rows, columns, self.multiple)
-        return functional.pad(upright.reshape(-1, 1, rows, columns), margins, value=-1.0)
+        return self.place(magnitude * self._scale(magnitude) * 2 - 1, fill=-1.0)
 
     def decode(self, image: Tensor, batch: tuple[int, ...] = ()) -> Tensor:
         """Return the magnitude ``(*batch, H, W)`` of a prior image ``(n, 1, H', W')``."""
+        magnitude = self.crop(image, batch)
+        return (magnitude + 1) / 2 / self._scale(magnitude)
+
+    def place(self, image: Tensor, fill: float = 0.0) -> Tensor:
+        """Turn an image ``(*batch, H, W)`` upright and pad it to ``(n, 1, H', W')``, values as they are."""
+        upright = self.to_upright(image)
+        rows, columns = upright.shape[-2:]
+        margins = even_margins(rows, columns, self.multiple)
+        return functional.pad(upright.reshape(-1, 1, rows, columns), margins, value=fill)
+
+    def crop(self, image: Tensor, batch: tuple[int, ...] = ()) -> Tensor:
+        """Undo `place`, ``(*batch, H, W)``; with a fill of zero the two are transposes of each other."""
         rows, columns = self.to_upright(torch.empty(self.shape)).shape
         left, _, top, _ = even_margins(rows, columns, self.multiple)
-        cropped = image[..., top : top + rows, left : left + columns].reshape(*batch, rows, columns)
-        magnitude = self.from_upright(cropped)
-        return (magnitude + 1) / 2 / self._scale(magnitude)
+        return self.from_upright(image[..., top : top + rows, left : left + columns].reshape(*batch, rows, columns))
 
     def _scale(self, like: Tensor) -> Tensor:
         return torch.as_tensor(self.scale, dtype=like.dtype, device=like.device)[..., None, None]

@@ -1,17 +1,32 @@
-"""Classifier-free guidance: how far the words pull the prediction away from the unconditional one."""
+"""Guidance by text: how far words pull the prediction, and when, where and in what they may."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from treg_med.errors import ConfigError
 from treg_med.priors.base import Prediction, Prior
+from treg_med.settings import check_settings, setting
 
-__all__ = ["guided_prediction"]
+__all__ = ["AdaptiveNegation", "Guidance", "JointScorer", "guided_prediction"]
+
+# Adam's guard against division by zero, part of the published update.
+_ADAM_EPSILON = 1e-8
 
 
 def guided_prediction(
-    prior: Prior, latent: Tensor, timestep: int | Tensor, text: Tensor, null: Tensor, guidance_scale: float
+    prior: Prior,
+    latent: Tensor,
+    timestep: int | Tensor,
+    text: Tensor,
+    null: Tensor,
+    guidance_scale: float,
+    renoise: str = "guided",
 ) -> Prediction:
     r"""Noise and clean estimate under guidance, :math:`\epsilon_\varnothing + w (\epsilon_c - \epsilon_\varnothing)`.
 
@@ -29,8 +44,13 @@ def guided_prediction(
         Conditions of the prompt and of the empty text.
     guidance_scale : float
         w.
+    renoise : str
+        ``"guided"``, or ``"empty"`` to return the noise of the empty text beside the guided clean estimate (CFG++).
+
+    Ho, Salimans: Classifier-Free Diffusion Guidance, arXiv 2207.12598. Chung et al.: CFG++, ICLR 2025,
+    arXiv 2406.08070.
     """
-    if guidance_scale == 1:
+    if guidance_scale == 1 and renoise == "guided":
         return prior.predict(latent, timestep, text)
     if guidance_scale == 0:
         return prior.predict(latent, timestep, null)
@@ -38,7 +58,150 @@ def guided_prediction(
     both = prior.predict(torch.cat([latent, latent]), twice, torch.cat([null, text]))
     noise_null, noise_text = both.noise.chunk(2)
     clean_null, clean_text = both.clean.chunk(2)
+    guided = noise_null + guidance_scale * (noise_text - noise_null)
     return Prediction(
-        noise_null + guidance_scale * (noise_text - noise_null),
+        guided if renoise == "guided" else noise_null,
         clean_null + guidance_scale * (clean_text - clean_null),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    r"""Guidance along the loop: scale w inside a window of it and `outside` elsewhere.
+
+    With u from 0 to 1 through the window the shape ``"cosine"`` rises and falls as
+    :math:`w_o + (w - w_o) \sin^2(\pi u)`. A solver takes one in place of a number.
+    """
+
+    scale: float = setting(1.0, minimum=0.0, maximum=30.0, help="w")
+    outside: float = setting(1.0, minimum=0.0, maximum=30.0, help="w outside the window")
+    start: float = setting(0.0, minimum=0.0, maximum=1.0, help="share of the loop where the window opens")
+    stop: float = setting(1.0, minimum=0.0, maximum=1.0, help="share of the loop where it closes")
+    shape: str = setting("constant", choices=("constant", "cosine"), help="inside the window")
+    renoise: str = setting("guided", choices=("guided", "empty"), help="whose noise is kept; empty is CFG++")
+
+    def __post_init__(self) -> None:
+        """Check every setting.
+
+        Raises
+        ------
+        ConfigError
+            For a value out of range or a window that closes before it opens.
+        """
+        check_settings(self)
+        if self.stop <= self.start:
+            raise ConfigError(f"expected a guidance window with start < stop, got {self.start} to {self.stop}")
+
+    @classmethod
+    def of(cls, scale: float | Guidance) -> Guidance:
+        """Return a guidance as it is, and a number as the same scale everywhere."""
+        return scale if isinstance(scale, Guidance) else Guidance(scale=scale, outside=scale)
+
+    def at(self, step: int, total: int) -> float:
+        """Return the scale of a step, counted from zero."""
+        share = step / max(total - 1, 1)
+        if not self.start <= share <= self.stop:
+            return self.outside
+        if self.shape == "constant":
+            return self.scale
+        through = (share - self.start) / (self.stop - self.start)
+        return self.outside + (self.scale - self.outside) * math.sin(math.pi * through) ** 2
+
+
+@runtime_checkable
+class JointScorer(Protocol):
+    """Images and texts as directions in one space, where their cosine says how well they agree."""
+
+    def image_features(self, image: Tensor) -> Tensor:
+        """Return unit vectors ``(n, d)`` of prior images ``(n, 1, H, W)`` in [-1, 1]."""
+        ...
+
+    def text_features(self, states: Tensor, text: str) -> Tensor:
+        """Return unit vectors ``(n, d)`` of states ``(n, tokens, width)`` of `text`; differentiable in the states."""
+        ...
+
+
+@dataclass
+class AdaptiveNegation:
+    r"""Move the negative condition away from what the image shows, so that guidance points elsewhere.
+
+    ``"treg"`` is the published step: K steps of Adam on the mean inner product of the image features f with every
+    token :math:`c_j`. That loss is linear, so its gradient is constant and the steps have the closed form
+
+    .. math:: c_j \leftarrow c_j - K \eta\, g / (|g| + 10^{-8}), \qquad g = f / n_{tokens}:
+
+    the sign of f, without bound, and only where both have one width. ``"bounded"`` descends the cosine between the
+    image and the pooled, projected text, for texts of any width, and stays in the ball
+    :math:`\|c - c^{(0)}\| \le r \|c^{(0)}\|`.
+
+    Kim, Park, Chung, Ye: Regularization by Texts for Latent Diffusion Inverse Solvers, ICLR 2025, arXiv 2311.15658.
+
+    Parameters
+    ----------
+    scorer : JointScorer
+        Features of images and texts.
+    text : str
+        The negative prompt.
+    mode : str
+        ``"treg"`` or ``"bounded"``.
+    rate, steps : float, int
+        :math:`\eta` and K.
+    radius : float
+        r; for ``"bounded"``.
+
+    Attributes
+    ----------
+    drift : list of float
+        Largest :math:`\|c - c^{(0)}\| / \|c^{(0)}\|` of a batch after each call.
+    """
+
+    scorer: JointScorer
+    text: str = ""
+    mode: str = "treg"
+    rate: float = 1e-3
+    steps: int = 10
+    radius: float = 0.1
+    drift: list[float] = field(default_factory=list)
+    _first: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the mode."""
+        if self.mode not in ("treg", "bounded"):
+            raise ConfigError(f"adaptive negation: expected mode 'treg' or 'bounded', got {self.mode!r}")
+
+    @classmethod
+    def of(cls, prior: Prior, text: str, mode: str, *, rate: float, steps: int) -> Self | None:
+        """Return the negation of a prior that brings a scorer, and None for any other."""
+        scorer = getattr(prior, "scorer", None)
+        return None if scorer is None or steps == 0 else cls(scorer, text, mode, rate, steps)
+
+    def __call__(self, image: Tensor, null: Tensor) -> Tensor:
+        """Return the negative condition ``(n, tokens, width)`` after prior images ``(n, 1, H, W)``."""
+        first = self._first = null if self._first is None else self._first
+        features = self.scorer.image_features(image).detach()
+        moved = self._published(features, null) if self.mode == "treg" else self._bounded(features, null, first)
+        away = (moved - first).flatten(1).norm(dim=1) / first.flatten(1).norm(dim=1)
+        self.drift.append(float(away.max()))
+        return moved
+
+    def _published(self, features: Tensor, null: Tensor) -> Tensor:
+        if features.shape[-1] != null.shape[-1]:
+            raise ConfigError(
+                f"adaptive negation as published needs image features as wide as the text states, got "
+                f"{features.shape[-1]} and {null.shape[-1]}; use mode 'bounded'"
+            )
+        gradient = features[:, None] / null.shape[1]
+        return null - self.steps * self.rate * gradient / (gradient.abs() + _ADAM_EPSILON)
+
+    def _bounded(self, features: Tensor, null: Tensor, first: Tensor) -> Tensor:
+        size = first.flatten(1).norm(dim=1)[:, None, None]
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                null = null.detach().requires_grad_()
+                cosine = (features * self.scorer.text_features(null, self.text)).sum()
+                (gradient,) = torch.autograd.grad(cosine, null)
+            length = gradient.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-20)
+            away = null.detach() - self.rate * size * gradient / length - first
+            shrink = (self.radius * size / away.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-20)).clamp_max(1)
+            null = first + shrink * away
+        return null

@@ -79,6 +79,13 @@ SOLVER_CASES: list[SolverCase] = [
     SolverCase("tv-fixed-weight", "tv", {"weight": 0.2, "max_iterations": 20}),
     SolverCase("wavelet", "wavelet"),
     SolverCase("treg", "treg", {"steps": 2}, prior=gaussian_prior),
+    *(
+        SolverCase(name, name, {"steps": 6}, prior=gaussian_prior)
+        for name in ("ldps", "psld", "mpgd", "dds", "diffpir", "projdiff", "p2l")
+    ),
+    SolverCase(
+        "resample", "resample", {"steps": 6, "hard_every": 2, "latent_iterations": 10}, prior=gaussian_prior
+    ),
 ]
 
 

@@ -20,6 +20,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from treg_med.data.records import Geometry, Measurement, Reconstruction
 from treg_med.errors import ConfigError, GeometryError, NumericsError
-from treg_med.operators import LinearOperator, estimate_noise_std
+from treg_med.operators import LinearOperator, NonlinearOperator, Operator, estimate_noise_std
 from treg_med.settings import check_settings, setting
 
 __all__ = [
@@ -46,6 +47,8 @@ _PLAUSIBLE_MAXIMUM = (0.1, 10.0)
 # Below this fraction of the root-mean-square sample a noise level is that of float32 rounding, not of a
 # scanner.
 _NOISE_FLOOR = 1e-4
+# Median of |z| for a standard normal z.
+_MAD_OF_NORMAL = 0.6744897501960817
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Problem:
     def __init__(
         self,
         y: Tensor,
-        operator: LinearOperator,
+        operator: Operator,
         noise_std: Tensor,
         scale: Tensor,
         prior: Any = None,
@@ -123,6 +126,22 @@ class Problem:
     def batch_shape(self) -> tuple[int, ...]:
         """Leading dimensions of the data."""
         return tuple(self.y.shape[: self.y.ndim - len(self.operator.range_shape)])
+
+    @property
+    def linear(self) -> LinearOperator:
+        """The forward model, for methods that need its adjoint.
+
+        Raises
+        ------
+        ConfigError
+            If it is not linear.
+        """
+        if isinstance(self.operator, LinearOperator):
+            return self.operator
+        raise ConfigError(
+            f"this method solves linear systems, and {type(self.operator).__name__} is not linear; use one that "
+            "follows gradients: ldps, resample, or treg with the preset 'paper-gradient'"
+        )
 
     def residual(self, image: Tensor) -> Tensor:
         """Return the residual of ``image`` in noise units, shape ``(*batch,)``."""
@@ -196,7 +215,7 @@ class Solver(ABC):
     def __call__(
         self,
         measurement: Measurement,
-        operator: LinearOperator | None = None,
+        operator: Operator | None = None,
         prior: Any = None,
         text: str | None = None,
         *,
@@ -233,7 +252,7 @@ class Solver(ABC):
         NumericsError
             If the data or the result are not finite.
         ConfigError
-            If the solver needs a prior and none is given.
+            If the solver needs a prior and none is given, or a linear operator and it is not.
         """
         if self.needs_prior and prior is None:
             raise ConfigError(f"solver {self.name!r} needs a prior; pass prior=LatentPrior.from_pretrained()")
@@ -276,7 +295,7 @@ def per_image(value: Tensor, ndim: int = 2) -> Tensor:
     return value[(..., *([None] * ndim))]
 
 
-def residual_in_noise_units(operator: LinearOperator, image: Tensor, y: Tensor, noise_std: Tensor | float) -> Tensor:
+def residual_in_noise_units(operator: Operator, image: Tensor, y: Tensor, noise_std: Tensor | float) -> Tensor:
     """Return ``sqrt(sum|A x - y|^2 / (n sigma^2))`` per batch item, n the number of measured samples.
 
     Parameters
@@ -295,7 +314,7 @@ def residual_in_noise_units(operator: LinearOperator, image: Tensor, y: Tensor, 
     return (energy / measured_samples(operator)).sqrt() / noise_std
 
 
-def measured_samples(operator: LinearOperator) -> int:
+def measured_samples(operator: Operator) -> int:
     """Return the number of measured samples of one image: sampled k-space entries times coils."""
     mask = getattr(operator, "mask", None)
     total = math.prod(operator.range_shape)
@@ -306,7 +325,7 @@ def measured_samples(operator: LinearOperator) -> int:
 
 def _problem(
     measurement: Measurement,
-    operator: LinearOperator | None,
+    operator: Operator | None,
     prior: Any,
     text: str | None,
     generator: torch.Generator | None,
@@ -346,7 +365,7 @@ def _problem(
     return problem
 
 
-def check_data(y: Tensor, operator: LinearOperator) -> None:
+def check_data(y: Tensor, operator: Operator) -> None:
     """Refuse data that do not fit the operator, are not finite or hold only zeros.
 
     Raises
@@ -373,7 +392,7 @@ def check_data(y: Tensor, operator: LinearOperator) -> None:
         raise NumericsError("expected data with signal, got only zeros; check the file and the mask")
 
 
-def _noise_std(measurement: Measurement, operator: LinearOperator, messages: list[str]) -> Tensor:
+def _noise_std(measurement: Measurement, operator: Operator, messages: list[str]) -> Tensor:
     """Return the noise level in raw units, estimated where the measurement does not know it."""
     y = measurement.y
     if measurement.noise_std is not None:
@@ -382,17 +401,25 @@ def _noise_std(measurement: Measurement, operator: LinearOperator, messages: lis
     batch = y.shape[: y.ndim - events]
     mask = getattr(operator, "mask", None)
     # One estimate per item: a result must not depend on its neighbours.
-    values = [float(estimate_noise_std(item, mask)) for item in y.reshape(-1, *operator.range_shape)]
+    estimator = partial(estimate_noise_std, mask=mask) if y.is_complex() else _noise_of_real_data
+    values = [estimator(item) for item in y.reshape(-1, *operator.range_shape)]
     estimate = torch.tensor(values, device=y.device, dtype=y.abs().dtype).reshape(batch)
     shown = ", ".join(f"{value:.4g}" for value in estimate.flatten().tolist())
     messages.append(f"noise_std was not given; estimated from the data as {shown} (raw units)")
     return estimate
 
 
-def _working_scale(measurement: Measurement, operator: LinearOperator, messages: list[str]) -> Tensor:
+def _working_scale(measurement: Measurement, operator: Operator, messages: list[str]) -> Tensor:
     """Return the factor from raw to working units; from the data where the given one is implausible."""
     y = measurement.y
     scale = float(measurement.scale)
+    if not isinstance(operator, LinearOperator):
+        if scale != 1 and not (isinstance(operator, NonlinearOperator) and operator.homogeneous):
+            raise ConfigError(
+                f"expected a measurement of scale 1 for {type(operator).__name__}, which knows absolute levels, got "
+                f"{scale:g}; build the operator for images with a maximum of about one"
+            )
+        return torch.full(y.shape[: y.ndim - len(operator.range_shape)], scale, dtype=y.dtype, device=y.device)
     with torch.no_grad():
         start = operator.adjoint(y)
     peak = start.abs().flatten(-len(operator.domain_shape)).amax(-1)
@@ -405,6 +432,17 @@ def _working_scale(measurement: Measurement, operator: LinearOperator, messages:
             "it was set from the zero-filled image"
         )
     return torch.where(implausible, 1.0 / peak.clamp_min(torch.finfo(peak.dtype).tiny), given)
+
+
+def _noise_of_real_data(data: Tensor) -> float:
+    """Return the deviation of white noise in real data, from the finest Haar coefficients of the last two axes.
+
+    Donoho, Johnstone: Ideal spatial adaptation by wavelet shrinkage, Biometrika 81 (1994) 425.
+    """
+    rows = data[..., 1:, :] - data[..., :-1, :]
+    finest = (rows[..., 1:] - rows[..., :-1]) / 2
+    # Entries that were not measured are exactly zero and say nothing.
+    return float(finest[finest != 0].abs().median()) / _MAD_OF_NORMAL
 
 
 def _plain(value: Any) -> Any:

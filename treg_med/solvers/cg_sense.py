@@ -48,8 +48,8 @@ class CGSense(Solver):
         return self._tikhonov(problem)
 
     def _tikhonov(self, problem: Problem) -> Tensor:
-        gram = problem.operator.gram
-        rhs = problem.operator.adjoint(problem.y)
+        gram = problem.linear.gram
+        rhs = problem.linear.adjoint(problem.y)
         first = torch.full_like(problem.noise_std, _FIRST_WEIGHT if self.weight is None else max(self.weight, 1e-12))
         search = WeightSearch(first, self.target, bounds=(1e-4, 1e4), fixed=self.weight is not None)
         image = torch.zeros_like(rhs)
@@ -82,8 +82,8 @@ class CGSense(Solver):
         return image
 
     def _stop_early(self, problem: Problem) -> Tensor:
-        gram = problem.operator.gram
-        remaining = problem.operator.adjoint(problem.y)
+        gram = problem.linear.gram
+        remaining = problem.linear.adjoint(problem.y)
         image = torch.zeros_like(remaining)
         direction = remaining
         energy = inner(remaining, remaining)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,10 +13,11 @@ from treg_med.solvers.base import Problem, per_image
 from treg_med.solvers.phase import smooth_rotation
 from treg_med.solvers.total_variation import PhasedImage
 
-__all__ = ["CarriedPhase", "PhaseAwareDataStep"]
+__all__ = ["CarriedPhase", "PhaseAwareDataStep", "to_noise_level"]
 
 # How much less an image may err across a smooth phase than along it.
 _ACROSS = 0.1
+_BISECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class CarriedPhase:
 
     def refined(self, image: Tensor) -> CarriedPhase:
         """Turn a smooth phase smoothly towards that of an image; the phase of single pixels would copy their noise."""
+        if not image.is_complex():
+            return self
         turn = smooth_rotation(image * self.rotation.conj(), self.width)
         return replace(self, rotation=torch.where(per_image(self.smooth), self.rotation * turn, self.rotation))
 
@@ -62,7 +66,8 @@ class PhaseAwareDataStep:
 
     by Hermitian conjugate gradients on the image-space normal equations. ``w = sigma^2 / tau^2`` with the noise
     level sigma of the data and the error tau of the estimate is the least-squares weighting. ``w_q = 100 w`` ties the
-    image to a smooth phase, as partial-Fourier reconstruction does; without a smooth phase ``w_q = w``.
+    image to a smooth phase, as partial-Fourier reconstruction does; without a smooth phase ``w_q = w``. Real images
+    have neither phase nor q.
 
     Parameters
     ----------
@@ -73,8 +78,8 @@ class PhaseAwareDataStep:
     """
 
     def __init__(self, problem: Problem, *, max_iter: int, rtol: float = 1e-4) -> None:
-        self.gram = problem.operator.gram
-        self.backprojected = problem.operator.adjoint(problem.y)
+        self.gram = problem.linear.gram
+        self.backprojected = problem.linear.adjoint(problem.y)
         self.noise_std = problem.noise_std
         self.max_iter = max_iter
         self.rtol = rtol
@@ -89,6 +94,8 @@ class PhaseAwareDataStep:
 
         def pull(x: Tensor) -> Tensor:
             turned = x * conjugate
+            if not turned.is_complex():
+                return along * turned
             return torch.complex(along * turned.real, across * turned.imag) * rotation
 
         guess = magnitude * rotation if start is None else start
@@ -97,3 +104,34 @@ class PhaseAwareDataStep:
             lambda x: self.gram(x) + pull(x), residual, max_iter=self.max_iter, rtol=self.rtol
         )
         return guess + step.x
+
+
+def to_noise_level(problem: Problem, image: Tensor, towards_data: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Move an image towards the data until its residual is one noise unit (discrepancy principle).
+
+    The error that is granted to the image is found per batch item by bisection on its logarithm; an image that already
+    fits the data to the noise is left alone, because fitting it closer would only copy noise.
+
+    Parameters
+    ----------
+    problem : Problem
+        Data and forward model.
+    image : Tensor ``(*batch, H, W)``
+        In working units.
+    towards_data : callable
+        Image for an error ``(*batch,)`` of the one given, from a start.
+
+    Morozov: On the solution of functional equations by the method of regularization, Soviet Math. Dokl. 7 (1966).
+    """
+    fits = problem.residual(image) <= 1
+    low, high = torch.full_like(problem.noise_std, -9.0), torch.full_like(problem.noise_std, 2.0)
+    for step in range(_BISECTIONS):
+        if bool(fits.all()):
+            break
+        middle = (low + high) / 2
+        candidate = towards_data(torch.exp(middle), image)
+        residual = problem.residual(candidate)
+        image = torch.where(per_image(fits), image, candidate)
+        low, high = torch.where(residual > 1, middle, low), torch.where(residual > 1, high, middle)
+        problem.log("noise level", step + 1, _BISECTIONS, residual=residual)
+    return image

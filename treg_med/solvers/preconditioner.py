@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from treg_med.operators import LinearOperator
+from treg_med.operators import CartesianMRI, LinearOperator
 
 __all__ = ["fourier_diagonal"]
 
@@ -24,11 +24,10 @@ def fourier_diagonal(operator: LinearOperator) -> Tensor:
     Koolstra et al.: Accelerating compressed sensing in parallel imaging reconstructions using an efficient
     circulant preconditioner for Cartesian trajectories, Magn. Reson. Med. 81 (2019) 670.
     """
-    mask = getattr(operator, "mask", None)
-    if not isinstance(mask, Tensor):
+    if not isinstance(operator, CartesianMRI):
         device = next((buffer.device for buffer in operator.buffers()), torch.device("cpu"))
         return torch.full(tuple(operator.domain_shape), operator.norm() ** 2 / 2, device=device)
-    maps = getattr(operator, "sensitivity_maps", None)
+    mask, maps = operator.mask, operator.sensitivity_maps
     sampled = torch.fft.ifftshift(mask.float())
     if maps is None:
         return sampled

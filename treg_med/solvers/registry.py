@@ -22,6 +22,20 @@ _ADDRESSES: dict[str, str] = {
     "tv": "treg_med.solvers.total_variation:TotalVariation",
     "wavelet": "treg_med.solvers.wavelet:Wavelet",
     "treg": "treg_med.solvers.treg:TReg",
+    "ldps": "treg_med.solvers.ldps:LDPS",
+    "psld": "treg_med.solvers.psld:PSLD",
+    "mpgd": "treg_med.solvers.mpgd:MPGD",
+    "dds": "treg_med.solvers.dds:DDS",
+    "diffpir": "treg_med.solvers.diffpir:DiffPIR",
+    "resample": "treg_med.solvers.resample:ReSample",
+    "projdiff": "treg_med.solvers.projdiff:ProjDiff",
+    "p2l": "treg_med.solvers.p2l:P2L",
+}
+
+# Presets that are another loop than the solver's own.
+_PRESET_ADDRESSES: dict[tuple[str, str], str] = {
+    ("treg", "paper"): "treg_med.solvers.treg_published:PublishedTReg",
+    ("treg", "paper-gradient"): "treg_med.solvers.treg_published:PublishedTReg",
 }
 
 
@@ -59,9 +73,7 @@ def solver_class(name: str) -> type[Solver]:
         close = difflib.get_close_matches(str(name), _ADDRESSES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"expected a solver among {known}; got {name!r}{hint}")
-    module, _, attribute = _ADDRESSES[name].partition(":")
-    cls: type[Solver] = getattr(import_module(module), attribute)
-    return cls
+    return _imported(_ADDRESSES[name])
 
 
 def get_solver(name: str, preset: str = "default", **settings: Any) -> Solver:
@@ -81,4 +93,12 @@ def get_solver(name: str, preset: str = "default", **settings: Any) -> Solver:
     ConfigError
         For an unknown name, preset or setting, and for a value out of its range.
     """
-    return solver_class(name).from_preset(preset, **settings)
+    address = _PRESET_ADDRESSES.get((name, preset))
+    cls = solver_class(name) if address is None else _imported(address)
+    return cls.from_preset(preset, **settings)
+
+
+def _imported(address: str) -> type[Solver]:
+    module, _, attribute = address.partition(":")
+    cls: type[Solver] = getattr(import_module(module), attribute)
+    return cls

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from treg_med.operators import CartesianMRI
 from treg_med.solvers.base import Problem, Solver, per_image, setting
 from treg_med.solvers.discrepancy import WeightSearch
 from treg_med.solvers.phase import refine_rotation, smooth_rotation
@@ -30,7 +31,7 @@ class PhasedImage:
     Parameters
     ----------
     image
-        Complex result ``(*batch, H, W)``.
+        Result ``(*batch, H, W)``, complex where the operator is; a real one has a rotation of ones.
     magnitude
         Real, signed, ``(*batch, H, W)``.
     rotation
@@ -88,8 +89,10 @@ class TotalVariation(Solver):
         """Return the image with its magnitude and phase, for methods that start from them."""
         work = _Workspace(problem)
         plain, first_weight, first = self._complex_stage(problem, work)
-        if self.phase == "none":
+        if self.phase == "none" or not plain.is_complex():
             problem.note(weight=work.batched(first_weight), phase_used="none")
+            if not plain.is_complex():
+                return work.phased(plain, plain, torch.ones_like(plain))
             rotation = smooth_rotation(plain, self.phase_width)
             return work.phased(plain, (plain * rotation.conj()).real, rotation)
         magnitude, rotation, weight, second = self._phase_stage(problem, work, plain, first_weight, first)
@@ -222,7 +225,7 @@ class _Workspace:
     """What both stages share, with the batch flattened to one axis."""
 
     def __init__(self, problem: Problem) -> None:
-        operator = problem.operator
+        operator = problem.linear
         shape = tuple(operator.domain_shape)
         self.batch_shape = problem.batch_shape
         self.operator = operator
@@ -233,7 +236,7 @@ class _Workspace:
         self.diagonal = fourier_diagonal(operator)
         # A single coil without maps is diagonal in Fourier space: one preconditioned step is the exact
         # solution.
-        self.exact = isinstance(getattr(operator, "mask", None), Tensor) and operator.sensitivity_maps is None
+        self.exact = isinstance(operator, CartesianMRI) and operator.sensitivity_maps is None
         self._problem = problem
 
     def residual(self, image: Tensor) -> Tensor:

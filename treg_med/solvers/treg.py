@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from treg_med.codec import ImageCodec
 from treg_med.guidance import guided_prediction
 from treg_med.priors.base import Prediction, Prior
 from treg_med.solvers.base import Problem, Solver, per_image, setting
-from treg_med.solvers.data_step import CarriedPhase, PhaseAwareDataStep
+from treg_med.solvers.data_step import CarriedPhase, PhaseAwareDataStep, to_noise_level
 from treg_med.solvers.noise_levels import NoiseLevel, encoder_gain, noise_levels
+from treg_med.solvers.prior_space import codec_for, real_noise, shared_noise
 from treg_med.solvers.total_variation import TotalVariation
 
 __all__ = ["TReg"]
-
-_BISECTIONS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +97,7 @@ class TReg(Solver):
         classical = TotalVariation().solve_phased(problem)
         phase = CarriedPhase.of(classical, self.phase_width)
         magnitude = phase.along(classical.image)
-        codec = _codec(problem, prior, classical.image.abs())
+        codec = codec_for(problem, prior, classical.image.abs())
         units = 2 * torch.as_tensor(codec.scale, device=magnitude.device)  # of the prior's range per working unit
         data = PhaseAwareDataStep(problem, max_iter=self.data_iterations)
         condition = self._conditions(problem, prior)
@@ -134,11 +132,15 @@ class TReg(Solver):
                 residual=problem.residual(magnitude * phase.rotation),
             )
             current = codec.encode(magnitude)
-        return _to_noise_level(problem, data, magnitude, phase)
+        return to_noise_level(
+            problem,
+            magnitude * phase.rotation,
+            lambda error, image: data(magnitude, phase, error, start=image),
+        )
 
     def _levels(self, problem: Problem, prior: Prior, current: Tensor, units: Tensor) -> list[NoiseLevel]:
         """Noise levels from the start to the noise of the data, both in the prior's image units."""
-        last = (self.end_noise * _real_noise(problem) * units).reshape(-1)
+        last = (self.end_noise * real_noise(problem) * units).reshape(-1)
         start = 2 * self.start_noise if self.start == "classical" else math.inf
         gain = encoder_gain(prior, current)
         return list(noise_levels(prior, gain, last.clamp_min(start), last, self.steps))
@@ -146,7 +148,7 @@ class TReg(Solver):
     def _own_noise(self, problem: Problem, units: Tensor, error: Tensor) -> Tensor:
         """Noise of the data in the image after a data step that weighed the prior by sigma^2 / error^2."""
         share = 1 / (1 + (problem.noise_std / error).square())
-        return (self.own_noise * _real_noise(problem) * units * share).reshape(-1)
+        return (self.own_noise * real_noise(problem) * units * share).reshape(-1)
 
     def _conditions(self, problem: Problem, prior: Prior) -> tuple[Tensor, Tensor]:
         text, null = prior.embed([problem.text or "", ""]).to(problem.y.device).unsqueeze(1).unbind()
@@ -165,7 +167,7 @@ class TReg(Solver):
         own: Tensor,
     ) -> Tensor:
         """Latents of the current image at a noise level, ``(n, ...)`` or the antithetic ``(2 n, ...)``."""
-        fresh = _shared_noise(known, problem.generator)
+        fresh = shared_noise(known, problem.generator)
         noise = torch.cat([fresh, -fresh]) if self.antithetic else fresh
         copies = len(noise) // len(fresh)
         known = known.repeat(copies, 1, 1, 1)
@@ -192,58 +194,6 @@ class TReg(Solver):
         return guided_prediction(prior, latent, timestep.repeat(repeats), *condition, self.guidance_scale)
 
 
-def _codec(problem: Problem, prior: Prior, magnitude: Tensor) -> ImageCodec:
-    """Codec that shows the prior an upright image of the level it was trained on."""
-    height, width = problem.operator.domain_shape
-    codec = ImageCodec((height, width), prior.image_multiple, 1 / _upper_level(magnitude))
-    geometry = problem.geometry
-    if geometry is None:
-        return codec
-    return replace(codec, to_upright=geometry.to_display, from_upright=geometry.from_display)
-
-
-def _upper_level(magnitude: Tensor) -> Tensor:
-    """99.7 percentile of the object, the level that the training slices call one, per batch item."""
-    flat = magnitude.flatten(-2)
-    inside = flat > 0.1 * flat.amax(-1, keepdim=True)
-    return torch.nanquantile(torch.where(inside, flat, torch.nan), 0.997, dim=-1)
-
-
-def _real_noise(problem: Problem) -> Tensor:
-    """Return the standard deviation of the data's noise per real part, in working units ``(*batch,)``."""
-    return problem.noise_std / math.sqrt(2) if problem.y.is_complex() else problem.noise_std
-
-
 def _soft_threshold(image: Tensor, threshold: Tensor) -> Tensor:
     """Shrink every pixel of ``(n, 1, H, W)`` towards zero by the threshold ``(n,)`` of its image."""
     return image.sgn() * (image.abs() - per_image(threshold.to(image), 3)).clamp_min(0)
-
-
-def _shared_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """White noise that is the same for every item of a batch, so that no result depends on its neighbours."""
-    device = generator.device if generator is not None else torch.device("cpu")
-    noise = torch.randn((1, *like.shape[1:]), generator=generator, dtype=like.dtype, device=device)
-    return noise.to(like.device).expand_as(like)
-
-
-def _to_noise_level(
-    problem: Problem, data: PhaseAwareDataStep, magnitude: Tensor, phase: CarriedPhase
-) -> Tensor:
-    r"""Move the prior's image towards the data until its residual is one noise unit (discrepancy principle).
-
-    The proximal weight is found per batch item by bisection on its logarithm; an image that already fits the data to
-    the noise is left alone, because fitting it closer would only copy noise.
-    """
-    image = magnitude * phase.rotation
-    fits = problem.residual(image) <= 1
-    low, high = torch.full_like(problem.noise_std, -9.0), torch.full_like(problem.noise_std, 2.0)
-    for step in range(_BISECTIONS):
-        if bool(fits.all()):
-            break
-        middle = (low + high) / 2
-        candidate = data(magnitude, phase, torch.exp(middle), start=image)
-        residual = problem.residual(candidate)
-        image = torch.where(per_image(fits), image, candidate)
-        low, high = torch.where(residual > 1, middle, low), torch.where(residual > 1, high, middle)
-        problem.log("noise level", step + 1, _BISECTIONS, residual=residual)
-    return image

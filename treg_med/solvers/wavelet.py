@@ -80,7 +80,7 @@ class _Fista:
     """Warm-startable FISTA whose weight may change between runs; every batch item restarts by itself."""
 
     def __init__(self, problem: Problem, settings: Wavelet) -> None:
-        operator = problem.operator
+        operator = problem.linear
         shape = (operator.domain_shape[-2], operator.domain_shape[-1])
         self.gram = operator.gram
         self.rhs = operator.adjoint(problem.y)

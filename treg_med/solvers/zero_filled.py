@@ -23,4 +23,4 @@ class ZeroFilled(Solver):
 
     def solve(self, problem: Problem) -> Tensor:
         """Return the adjoint of the data, ``(*batch, H, W)``."""
-        return problem.operator.adjoint(problem.y)
+        return problem.linear.adjoint(problem.y)

@@ -99,10 +99,13 @@ class CaptionedBatches:
             images = torch.cat([images, phantoms.images])
             masks = torch.cat([masks, phantoms.masks])
             captions += [render_caption(a, rng, rng.uniform(0, 0.3))[0] for a in phantoms.attributes]
-            # Phantoms are there for the words, and the words matter where the picture is lost in the noise.
-            lost = draw_timesteps(pairs, 0.0, settings.phantom_high_noise_share, generator)
-            lost[torch.rand(pairs, generator=generator) < settings.phantom_blind_share] = 999
-            steps = torch.cat([steps, lost, lost])
+            # Phantoms are there for the words, which matter where the picture is lost in the noise; some show it clear,
+            # or the denoiser would go on believing words there against what it sees.
+            shown = draw_timesteps(
+                pairs, settings.phantom_low_noise_share, settings.phantom_high_noise_share, generator
+            )
+            shown[torch.rand(pairs, generator=generator) < settings.phantom_blind_share] = 999
+            steps = torch.cat([steps, shown, shown])
         captions = ["" if rng.random() < settings.caption_dropout else caption for caption in captions]
         text = self.texts(captions).to(self.device)
         return Batch(images, masks, steps.to(self.device), text, pairs, windows)

@@ -1,0 +1,219 @@
+"""A measurement as a diffusion prior sees it: real images in its range, and data in the units that go with them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from treg_med.codec import ImageCodec
+from treg_med.errors import NumericsError
+from treg_med.guidance import Guidance, guided_prediction
+from treg_med.operators import NonlinearOperator, conjugate_gradient
+from treg_med.priors.base import Prediction, Prior
+from treg_med.solvers.base import Problem, measured_samples, per_image
+from treg_med.solvers.ddim import DDIMStep
+
+__all__ = ["PriorSpace", "codec_for", "real_noise", "shared_noise"]
+
+
+class PriorSpace:
+    r"""The inverse problem :math:`b = B(x) + n` for a real image x ``(n, 1, H', W')`` in [-1, 1].
+
+    With the codec's geometry C (turn upright, pad), its scale s and the phase :math:`\phi` carried beside the
+    magnitude, :math:`B(x) - b = 2 s\, (A(e^{i\phi} C^{-1} (x + 1) / (2 s)) - y)`. B has the norm of A, so the constants
+    of publications that measure images in [-1, 1] keep their meaning. The leading dimensions of the problem are
+    flattened into n, and nothing here mixes the items of a batch.
+
+    Parameters
+    ----------
+    problem : Problem
+        Data and forward model, linear or not, in working units.
+    prior : Prior
+        The diffusion prior.
+    codec : ImageCodec
+        Between magnitudes in working units and images of the prior.
+    rotation : Tensor ``(*batch, H, W)`` complex, optional
+        Phase factor; None for operators on real images.
+    start : Tensor ``(n, 1, H', W')``, optional
+        Classical reconstruction.
+
+    Attributes
+    ----------
+    noise_std : Tensor ``(n,)``
+        Noise of one real number of b.
+    numbers : int
+        Measured real numbers of one image: twice the samples where they are complex.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        prior: Prior,
+        codec: ImageCodec,
+        rotation: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> None:
+        self.problem, self.prior, self.codec, self.rotation = problem, prior, codec, rotation
+        self.start = start
+        self.operator = problem.operator
+        self.batch_shape = problem.batch_shape
+        self.count = math.prod(self.batch_shape)
+        scale = torch.as_tensor(codec.scale, device=problem.y.device, dtype=problem.noise_std.dtype)
+        self._units = (2 * scale).expand(self.batch_shape)
+        self.noise_std = (real_noise(problem) * self._units).reshape(-1)
+        self.numbers = measured_samples(self.operator) * (2 if problem.y.is_complex() else 1)
+        self.step = 0
+        self._conditions: dict[str, Tensor] = {}
+
+    def misfit(self, image: Tensor) -> Tensor:
+        """Return ``B(x) - b``, ``(n, *range)``; differentiable."""
+        data = self.operator(self.image(image))
+        events = len(self.operator.range_shape)
+        away = (data - self.problem.y) * per_image(self._units, events)
+        return away.reshape(-1, *self.operator.range_shape)
+
+    def misfit_norm(self, image: Tensor) -> Tensor:
+        """Return ``||B(x) - b||`` of every item, ``(n,)``; differentiable, also where it is zero."""
+        energy = self.misfit(image).abs().square().flatten(1).sum(1)
+        return energy.clamp_min(1e-20).sqrt()
+
+    def residual(self, image: Tensor) -> Tensor:
+        """Return the root-mean-square misfit in units of the noise, ``(n,)``."""
+        return self.misfit_norm(image) / (self.noise_std * math.sqrt(self.numbers))
+
+    def backproject(self, data: Tensor) -> Tensor:
+        """Return ``B^T r`` of data ``(n, *range)``, ``(n, 1, H', W')``; for linear operators."""
+        image = self.problem.linear.adjoint(data.reshape(*self.batch_shape, *data.shape[1:]))
+        if self.rotation is not None:
+            image = image * self.rotation.conj()
+        return self.codec.place(image.real if image.is_complex() else image)
+
+    def gram(self, image: Tensor) -> Tensor:
+        """Return ``B^T B x`` without the offset of the range; for linear operators."""
+        cropped = self.codec.crop(image, self.batch_shape)
+        turned = self.problem.linear.gram(cropped if self.rotation is None else cropped * self.rotation)
+        if self.rotation is not None:
+            turned = (turned * self.rotation.conj()).real
+        return self.codec.place(turned)
+
+    def norm(self) -> float:
+        """Return the largest gain of B, for which that of A is taken."""
+        operator = self.operator
+        return operator.lipschitz if isinstance(operator, NonlinearOperator) else self.problem.linear.norm()
+
+    def data_step(
+        self, image: Tensor, weight: float | Tensor, *, max_iter: int, rtol: float = 1e-4
+    ) -> Tensor:
+        r"""Return the image between the data and a given one, by Hermitian conjugate gradients.
+
+        .. math:: \arg\min_x \tfrac12 \|B x - b\|^2 + \tfrac{w}{2} \|x - x_0\|^2
+
+        `weight` is a number or ``(n,)``; zero gives the image nearest to `image` among those that fit best. Items stop
+        by themselves at the relative residual `rtol` or after `max_iter` iterations.
+        """
+        column = weight if not isinstance(weight, Tensor) else per_image(weight, 3)
+        rhs = -self.backproject(self.misfit(image))
+        step = conjugate_gradient(
+            lambda x: self.gram(x) + column * x, rhs, max_iter=max_iter, rtol=rtol, event_ndim=3
+        )
+        return image + step.x
+
+    def predict(
+        self,
+        latent: Tensor,
+        step: DDIMStep,
+        guidance: float | Guidance = 1.0,
+        *,
+        text: Tensor | None = None,
+        null: Tensor | None = None,
+    ) -> Prediction:
+        """Return the guided estimates of the prior; counts the evaluations per image.
+
+        The conditions ``(n, ...)`` are those of the problem's text and of the empty text where none are given.
+        """
+        self.step = step.index + 1
+        guidance = Guidance.of(guidance)
+        scale = guidance.at(step.index, step.total)
+        single = scale == 0 or (scale == 1 and guidance.renoise == "guided")
+        self.problem.nfe += len(latent) // self.count * (1 if single else 2)
+        text = self.condition(self.problem.text or "") if text is None else text
+        null = self.condition("") if null is None else null
+        prediction = guided_prediction(self.prior, latent, step.timestep, text, null, scale, guidance.renoise)
+        self._check(prediction.clean, "denoiser")
+        return prediction
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Return latents of images."""
+        return self._check(self.prior.encode(image), "encoder")
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return images of latents."""
+        return self._check(self.prior.decode(latent), "decoder")
+
+    def image(self, image: Tensor) -> Tensor:
+        """Return a prior image as the image ``(*batch, H, W)`` of the problem, in working units."""
+        magnitude = self.codec.decode(image, self.batch_shape)
+        return magnitude if self.rotation is None else magnitude * self.rotation
+
+    def noise_like(self, latent: Tensor) -> Tensor:
+        """Draw white noise of the shape of latents, the same for every item of the batch."""
+        return shared_noise(latent, self.problem.generator)
+
+    def blank_latent(self) -> Tensor:
+        """Return the latents ``(n, c, h, w)`` of grey images."""
+        grey = torch.zeros(*self.batch_shape, *self.codec.shape, device=self.problem.y.device)
+        return self.encode(self.codec.place(grey.to(self.noise_std.dtype)))
+
+    def condition(self, text: str) -> Tensor:
+        """Return the prior's condition of a text, ``(n, ...)``; a text it does not follow is warned of."""
+        if text not in self._conditions:
+            self._conditions[text] = self.prior.embed(text).to(self.problem.y.device)
+            for message in self.prior.text_warnings(text) if text else ():
+                self.problem.warn(message)
+        known = self._conditions[text]
+        return known.expand(self.count, *known.shape[1:])
+
+    def log(self, stage: str, step: DDIMStep, image: Tensor) -> None:
+        """Record a step with the residual of its image in noise units."""
+        residual = self.residual(image).reshape(self.batch_shape)
+        timestep = step.timestep.reshape(self.batch_shape)
+        self.problem.log(stage, step.index + 1, step.total, timestep=timestep, residual=residual)
+
+    def _check(self, value: Tensor, component: str) -> Tensor:
+        if not bool(torch.isfinite(value).all()):
+            raise NumericsError(
+                f"step {self.step}: the {component} gave NaN or Inf; lower the step sizes or check the data's scale"
+            )
+        return value
+
+
+def codec_for(problem: Problem, prior: Prior, magnitude: Tensor) -> ImageCodec:
+    """Return a codec that shows the prior an upright image of the level it was trained on."""
+    height, width = problem.operator.domain_shape
+    codec = ImageCodec((height, width), prior.image_multiple, 1 / _upper_level(magnitude))
+    geometry = problem.geometry
+    if geometry is None:
+        return codec
+    return replace(codec, to_upright=geometry.to_display, from_upright=geometry.from_display)
+
+
+def _upper_level(magnitude: Tensor) -> Tensor:
+    """99.7 percentile of the object, the level that the training slices call one, per batch item."""
+    flat = magnitude.flatten(-2)
+    inside = flat > 0.1 * flat.amax(-1, keepdim=True)
+    return torch.nanquantile(torch.where(inside, flat, torch.nan), 0.997, dim=-1)
+
+
+def real_noise(problem: Problem) -> Tensor:
+    """Return the standard deviation of the data's noise per real number, in working units ``(*batch,)``."""
+    return problem.noise_std / math.sqrt(2) if problem.y.is_complex() else problem.noise_std
+
+
+def shared_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """White noise that is the same for every item of a batch, so that no result depends on its neighbours."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    noise = torch.randn((1, *like.shape[1:]), generator=generator, dtype=like.dtype, device=device)
+    return noise.to(like.device).expand_as(like)
