@@ -78,8 +78,10 @@ def trained_weights(
     if method == "lora":
         _add_factors(module, layers, rank, generator)
     else:
+        # A word map says what words draw where nothing else is known, and the loss of a denoiser hardly tells.
         for name, parameter in module.named_parameters():
-            parameter.requires_grad_(component == "unet" or _DECODER.fullmatch(name) is not None)
+            wanted = not name.startswith("word_map.") if component == "unet" else _DECODER.fullmatch(name) is not None
+            parameter.requires_grad_(wanted)
     # A dot would make it a path of modules.
     return nn.ParameterDict({n.replace(".", "/"): p for n, p in module.named_parameters() if p.requires_grad})
 
