@@ -80,11 +80,11 @@ SOLVER_CASES: list[SolverCase] = [
     SolverCase("wavelet", "wavelet"),
     SolverCase("treg", "treg", {"steps": 2}, prior=gaussian_prior),
     *(
-        SolverCase(name, name, {"steps": 6}, prior=gaussian_prior)
+        SolverCase(name, name, {"steps": 3}, prior=gaussian_prior)
         for name in ("ldps", "psld", "mpgd", "dds", "diffpir", "projdiff", "p2l")
     ),
     SolverCase(
-        "resample", "resample", {"steps": 6, "hard_every": 2, "latent_iterations": 10}, prior=gaussian_prior
+        "resample", "resample", {"steps": 4, "hard_every": 2, "latent_iterations": 10}, prior=gaussian_prior
     ),
 ]
 

@@ -59,11 +59,15 @@ class GaussianPrior:
 
     def embed(self, text: str | Sequence[str]) -> Tensor:
         """Return the mean images ``(n, 1, H, W)`` that belong to the texts."""
+        return self.means[self.indices(text)][:, None]
+
+    def indices(self, text: str | Sequence[str]) -> list[int]:
+        """Return where texts stand among those of the prior; an unknown one is an error."""
         wanted = [text] if isinstance(text, str) else list(text)
         unknown = [entry for entry in wanted if entry not in self.texts]
         if unknown:
             raise ConfigError(f"expected one of the texts {self.texts}, got {unknown[0]!r}")
-        return self.means[[self.texts.index(entry) for entry in wanted]][:, None]
+        return [self.texts.index(entry) for entry in wanted]
 
     def text_warnings(self, text: str) -> tuple[str, ...]:
         """Return nothing: a known text has its exact mean, and an unknown one is an error."""
