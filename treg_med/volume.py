@@ -59,7 +59,7 @@ class Method:
     @property
     def has_control(self) -> bool:
         """Whether the solver can run the same pipeline with the prior removed."""
-        return "use_prior" in {entry.name for entry in _fields(self.solver)}
+        return "use_prior" in {entry.name for entry in dataclasses.fields(solver_class(self.solver, self.preset))}
 
 
 @dataclass(frozen=True)
@@ -267,10 +267,6 @@ class _Tally:
     def result(self, label: str, writer: VolumeWriter) -> MethodResult:
         residuals = tuple(self.residuals)
         return MethodResult(label, residuals, self.seconds, self.nfe, writer.image_path, writer.sidecar_path)
-
-
-def _fields(solver: str) -> tuple[Any, ...]:
-    return dataclasses.fields(solver_class(solver))
 
 
 def _writer(

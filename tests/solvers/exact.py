@@ -17,6 +17,7 @@ from treg_med.solvers.prior_space import PriorSpace
 
 SIDE = 16
 NOISE = 0.02
+COUNT = 8
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def space(y: Tensor, seed: int = 0, text: str = "", start: Tensor | None = None)
     return PriorSpace(problem, gaussian_prior(), codec, rotation, start)
 
 
-def posterior_statistics(solver: LatentSolver, *, batches: int = 3, count: int = 8) -> Posterior:
+def posterior_statistics(solver: LatentSolver, *, batches: int = 3, count: int = COUNT) -> Posterior:
     """Draw for `batches` of `count` problems; the noise of the sampler is shared within a batch."""
     to_mean = to_truth = residual = 0.0
     for seed in range(batches):
@@ -142,3 +143,11 @@ def posterior_statistics(solver: LatentSolver, *, batches: int = 3, count: int =
         (residual / batches) ** 0.5,
         problem.problem.nfe,
     )
+
+
+def spread_ratio(solver: LatentSolver, *, draws: int, count: int = COUNT) -> float:
+    """Deviation of draws of the same problems over the posterior deviation."""
+    _, y = data(count)
+    with torch.no_grad():
+        drawn = torch.stack([solver.sample(space(y, 100 + seed)) for seed in range(draws)])
+    return float(drawn.var(0).mean().sqrt() / _system()[2])

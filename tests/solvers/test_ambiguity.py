@@ -13,6 +13,7 @@ from treg_med.solvers.base import Problem
 from treg_med.solvers.latent_solver import LatentSolver
 from treg_med.solvers.prior_space import PriorSpace
 
+
 def _share_on_the_left(name: str, text: str, seeds: int, settings: dict[str, object]) -> float:
     """Share of draws with the bright half on the left, where only the middle columns were measured."""
     left = torch.full((4, 6), -0.6, dtype=torch.float64)

@@ -20,6 +20,7 @@ from tests.solvers.exact import (
     posterior_shift,
     posterior_statistics,
     space,
+    spread_ratio,
 )
 from treg_med.solvers import get_solver
 from treg_med.solvers.latent_solver import LatentSolver
@@ -63,6 +64,12 @@ def test_ancestral_ldps_with_many_steps_samples_the_posterior() -> None:
     drawn = _statistics("ldps", "paper", (("steps", 1000),))
     assert drawn.to_mean == pytest.approx(1.0, abs=0.12)
     assert drawn.to_truth == pytest.approx(2**0.5, abs=0.12)
+
+
+def test_the_spread_of_resample_is_no_uncertainty() -> None:
+    solver = get_solver("resample", steps=50)
+    assert isinstance(solver, LatentSolver)
+    assert spread_ratio(solver, draws=6) < 0.8
 
 
 def test_text_moves_the_draw_as_it_moves_the_posterior() -> None:

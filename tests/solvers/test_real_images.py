@@ -109,6 +109,14 @@ def test_gradient_methods_take_operators_that_are_not_linear(task: str) -> None:
     assert published.residual < start.residual
 
 
+def test_the_control_is_the_classical_image_brought_to_the_noise() -> None:
+    control, classical = _solve("dds", "blur", use_prior=False), _solve("tv", "blur")
+    assert control.nfe == 0
+    assert float((control.image - classical.image).norm() / classical.image.norm()) < 0.02
+    with pytest.raises(ConfigError, match="linear operator for the control"):
+        _solve("ldps", "phase", use_prior=False)
+
+
 @pytest.mark.parametrize("name", ["tv", "zero-filled", "cg-sense", "wavelet", "treg", "dds", "projdiff"])
 def test_methods_that_need_an_adjoint_say_so(name: str) -> None:
     with pytest.raises(ConfigError, match="FourierMagnitude is not linear; use one that follows gradients"):

@@ -63,7 +63,9 @@ def parse_pairs(option: str, entries: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def parse_settings(solver: str, entries: Sequence[str], steps: int | None) -> dict[str, Any]:
+def parse_settings(
+    solver: str, entries: Sequence[str], steps: int | None, preset: str = "default"
+) -> dict[str, Any]:
     """Return solver settings from ``NAME=VALUE`` entries and the number of steps.
 
     Raises
@@ -74,7 +76,7 @@ def parse_settings(solver: str, entries: Sequence[str], steps: int | None) -> di
     from treg_med.solvers import solver_class
 
     settings = parse_pairs("--set", entries)
-    names = {field.name for field in dataclasses.fields(solver_class(solver))}
+    names = {field.name for field in dataclasses.fields(solver_class(solver, preset))}
     if steps is not None:
         name = next((name for name in _STEP_SETTINGS if name in names), None)
         if name is None:

@@ -55,7 +55,7 @@ def run(job: Job, *, as_json: bool) -> None:
 
     if job.samples < 1:
         raise ConfigError(f"expected --samples of at least 1, got {job.samples}")
-    settings = parse_settings(job.solver, job.settings, job.steps)
+    settings = parse_settings(job.solver, job.settings, job.steps, job.preset)
     get_solver(job.solver, job.preset, **settings)  # a wrong setting fails here, before any work
     check_text(job.text)  # and a text: its warnings come with the result
     with open_scan(job.input, **reader_options(job.volume, parse_pairs("--reader", job.reader))) as scan:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from treg_med.solvers.registry import available_solvers, get_solver, register_solver, solver_class
+from treg_med.solvers.registry import available_presets, available_solvers, get_solver, register_solver, solver_class
 
 if TYPE_CHECKING:
     from treg_med.solvers.base import Problem, Progress, Solver, setting
@@ -25,6 +25,7 @@ __all__ = [
     "TotalVariation",
     "Wavelet",
     "ZeroFilled",
+    "available_presets",
     "available_solvers",
     "get_solver",
     "register_solver",

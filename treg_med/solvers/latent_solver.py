@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from treg_med.codec import ImageCodec
+from treg_med.errors import ConfigError
 from treg_med.guidance import Guidance
 from treg_med.operators import LinearOperator
 from treg_med.solvers.base import Problem, Solver, setting
@@ -48,6 +49,7 @@ class LatentSolver(Solver):
     end_noise: float = setting(0.75, minimum=0.0, help="last noise level, in units of the data's noise per real part")
     guidance_scale: float | Guidance = setting(1.0, minimum=0.0, maximum=30.0, help="w of classifier-free guidance")
     phase_width: float = setting(4.0, minimum=0.0, help="low-pass width of the phase in pixels")
+    use_prior: bool = setting(True, help="False is the control: the classical image in place of the sample")
     final: str = setting(
         "noise-level", choices=("noise-level", "none"), help="last step: to the noise of the data, or none"
     )
@@ -55,6 +57,8 @@ class LatentSolver(Solver):
     def solve(self, problem: Problem) -> Tensor:
         """Return the image ``(*batch, H, W)`` in working units."""
         if not isinstance(problem.operator, LinearOperator):
+            if not self.use_prior:
+                raise ConfigError("expected a linear operator for the control, which starts from total variation")
             height, width = problem.operator.domain_shape
             codec = ImageCodec((height, width), problem.prior.image_multiple)
             space = PriorSpace(problem, problem.prior, codec)
@@ -65,7 +69,7 @@ class LatentSolver(Solver):
         start = codec.encode(phase.along(classical.image))
         rotation = phase.rotation if problem.operator.is_complex else None
         space = PriorSpace(problem, problem.prior, codec, rotation, start)
-        image = space.image(self.sample(space))
+        image = space.image(self.sample(space)) if self.use_prior else classical.image
         magnitude, data = phase.along(image), PhaseAwareDataStep(problem, max_iter=_LAST_ITERATIONS)
         if self.final == "none":
             return image

@@ -14,7 +14,7 @@ from treg_med.errors import ConfigError
 if TYPE_CHECKING:
     from treg_med.solvers.base import Solver
 
-__all__ = ["available_solvers", "get_solver", "register_solver", "solver_class"]
+__all__ = ["available_presets", "available_solvers", "get_solver", "register_solver", "solver_class"]
 
 _ADDRESSES: dict[str, str] = {
     "zero-filled": "treg_med.solvers.zero_filled:ZeroFilled",
@@ -60,8 +60,14 @@ def register_solver(name: str, address: str) -> None:
     _ADDRESSES[name] = address
 
 
-def solver_class(name: str) -> type[Solver]:
-    """Return the class of the solver called ``name``.
+def available_presets(name: str) -> tuple[str, ...]:
+    """Return the presets of the solver called ``name``."""
+    own = tuple(solver_class(name).presets)
+    return own + tuple(preset for solver, preset in _PRESET_ADDRESSES if solver == name)
+
+
+def solver_class(name: str, preset: str = "default") -> type[Solver]:
+    """Return the class of the solver called ``name``, that which a preset asks for.
 
     Raises
     ------
@@ -73,7 +79,9 @@ def solver_class(name: str) -> type[Solver]:
         close = difflib.get_close_matches(str(name), _ADDRESSES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"expected a solver among {known}; got {name!r}{hint}")
-    return _imported(_ADDRESSES[name])
+    module, _, attribute = _PRESET_ADDRESSES.get((name, preset), _ADDRESSES[name]).partition(":")
+    cls: type[Solver] = getattr(import_module(module), attribute)
+    return cls
 
 
 def get_solver(name: str, preset: str = "default", **settings: Any) -> Solver:
@@ -93,12 +101,7 @@ def get_solver(name: str, preset: str = "default", **settings: Any) -> Solver:
     ConfigError
         For an unknown name, preset or setting, and for a value out of its range.
     """
-    address = _PRESET_ADDRESSES.get((name, preset))
-    cls = solver_class(name) if address is None else _imported(address)
-    return cls.from_preset(preset, **settings)
-
-
-def _imported(address: str) -> type[Solver]:
-    module, _, attribute = address.partition(":")
-    cls: type[Solver] = getattr(import_module(module), attribute)
-    return cls
+    known = available_presets(name)
+    if preset not in known:
+        raise ConfigError(f"solver {name!r}: expected a preset among {', '.join(known)}; got {preset!r}")
+    return solver_class(name, preset).from_preset(preset, **settings)
