@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from treg_med.priors.conditioning import Conditioning, NoConditioning, TextCondi
 from treg_med.priors.weights import is_pickled, pickled_error
 from treg_med.priors.word_map import WordMap, placed
 from treg_med.priors.words import word_warnings
+
+if TYPE_CHECKING:
+    from treg_med.guidance import JointScorer
 
 __all__ = ["DEFAULT_PRIOR", "LatentPrior"]
 
@@ -87,6 +90,8 @@ class LatentPrior:
         self.tokenizer = tokenizer
         self.card = card or {}
         self.source = source
+        #: Says how well images and texts agree; set one (`priors.clip_scorer`) for adaptive negation.
+        self.scorer: JointScorer | None = None
         self.alphas_cumprod = scheduler.alphas_cumprod
         levels = len(unet.config.block_out_channels)
         self.image_multiple = self.vae_factor * 2 ** (levels - 1)

@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from treg_med.codec import ImageCodec
 from treg_med.errors import ConfigError
 from treg_med.guidance import Guidance
 from treg_med.operators import LinearOperator
@@ -59,9 +58,7 @@ class LatentSolver(Solver):
         if not isinstance(problem.operator, LinearOperator):
             if not self.use_prior:
                 raise ConfigError("expected a linear operator for the control, which starts from total variation")
-            height, width = problem.operator.domain_shape
-            codec = ImageCodec((height, width), problem.prior.image_multiple)
-            space = PriorSpace(problem, problem.prior, codec)
+            space = PriorSpace(problem, problem.prior, codec_for(problem, problem.prior))
             return space.image(self.sample(space))
         classical = TotalVariation().solve_phased(problem)
         codec = codec_for(problem, problem.prior, classical.image.abs())

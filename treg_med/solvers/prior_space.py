@@ -190,10 +190,14 @@ class PriorSpace:
         return value
 
 
-def codec_for(problem: Problem, prior: Prior, magnitude: Tensor) -> ImageCodec:
-    """Return a codec that shows the prior an upright image of the level it was trained on."""
+def codec_for(problem: Problem, prior: Prior, magnitude: Tensor | None = None) -> ImageCodec:
+    """Return a codec that shows the prior an upright image of the level it was trained on.
+
+    Without a first image the working units are taken, in which the maximum is about one.
+    """
     height, width = problem.operator.domain_shape
-    codec = ImageCodec((height, width), prior.image_multiple, 1 / _upper_level(magnitude))
+    scale = 1.0 if magnitude is None else 1 / _upper_level(magnitude)
+    codec = ImageCodec((height, width), prior.image_multiple, scale)
     geometry = problem.geometry
     if geometry is None:
         return codec

@@ -115,7 +115,7 @@ class DenoiserSettings(_Checked):
     crop: int = setting(128, minimum=16, help="side of a crop in pixels")
     crop_share: float = setting(0.4, minimum=0.0, maximum=1.0, help="share of the steps that show crops")
     crop_timesteps: int = setting(350, minimum=1, maximum=1000, help="crops are shown below this timestep")
-    phantom_share: float = setting(0.4, minimum=0.0, maximum=1.0, help="share of phantoms among whole slices")
+    phantom_share: float = setting(0.2, minimum=0.0, maximum=1.0, help="share of phantoms among whole slices")
     phantom_low_noise_share: float = setting(0.25, minimum=0.0, maximum=1.0, help="of phantoms, extra below t = 250")
     phantom_high_noise_share: float = setting(0.5, minimum=0.0, maximum=1.0, help="of phantoms, extra above t = 850")
     phantom_blind_share: float = setting(0.35, minimum=0.0, maximum=1.0, help="of phantoms, at the last timestep")
