@@ -7,7 +7,14 @@ import pytest
 
 from treg_med.errors import ConfigError
 from treg_med.settings import check_settings, setting
-from treg_med.solvers import available_solvers, get_solver, register_solver, registry
+from treg_med.solvers import (
+    available_presets,
+    available_solvers,
+    get_solver,
+    register_solver,
+    registry,
+    solver_class,
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,20 @@ def test_unknown_solver_lists_the_known_ones() -> None:
         assert name in str(caught.value)
 
 
-def test_later_methods_are_not_there_yet() -> None:
-    assert set(available_solvers()) == {"zero-filled", "cg-sense", "tv", "wavelet", "treg"}
+def test_every_method_has_its_name() -> None:
+    classical = {"zero-filled", "cg-sense", "tv", "wavelet"}
+    latent = {"treg", "ldps", "psld", "p2l", "dds", "diffpir", "mpgd", "resample", "projdiff"}
+    assert set(available_solvers()) == classical | latent
+    for name in available_solvers():
+        assert get_solver(name).name == name
+
+
+def test_a_preset_may_be_another_loop() -> None:
+    assert available_presets("treg") == ("default", "generative", "paper", "paper-gradient")
+    assert get_solver("treg", "paper").name == "treg"
+    assert type(get_solver("treg", "paper")) is solver_class("treg", "paper") is not solver_class("treg")
+    with pytest.raises(ConfigError, match="among default, generative, paper, paper-gradient; got 'papers'"):
+        get_solver("treg", "papers")
 
 
 def test_preset_is_overridden_by_settings() -> None:

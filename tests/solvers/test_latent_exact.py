@@ -60,6 +60,14 @@ def test_published_constants_lie_where_they_did(
     assert drawn.evaluations == evaluations
 
 
+@pytest.mark.parametrize("name", ["treg", "ldps", "psld", "p2l", "dds", "diffpir", "mpgd", "resample", "projdiff"])
+def test_published_presets_begin_with_noise_and_end_without_a_look_at_the_noise_of_the_data(name: str) -> None:
+    solver = get_solver(name, "paper")
+    assert isinstance(solver, LatentSolver)
+    assert (solver.start, solver.end_noise, solver.final) == ("noise", 0.0, "none")
+    assert getattr(solver, "rule", "norm") == "norm"
+
+
 def test_ancestral_ldps_with_many_steps_samples_the_posterior() -> None:
     drawn = _statistics("ldps", "paper", (("steps", 1000),))
     assert drawn.to_mean == pytest.approx(1.0, abs=0.12)

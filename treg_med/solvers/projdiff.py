@@ -80,7 +80,8 @@ class ProjDiff(LatentSolver):
             size = self.step_size if self.noiseless else torch.where(noisier, self.twin_step_size, self.step_size)
             clean = clean + size * velocity
             renewed = level.sqrt() * clean + (1 - level).sqrt() * space.noise_like(clean)
-            twin = torch.where(noisier, self._projected(space, renewed, level), twin)
+            if bool(noisier.any()):
+                twin = torch.where(noisier, self._projected(space, renewed, level), twin)
             clean = twin if self.noiseless else clean
             space.log(self.name, step, space.decode(clean))
         return space.decode(clean)

@@ -36,7 +36,15 @@ class PSLD(LDPS):
     name: ClassVar[str] = "psld"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
-        "paper": {"steps": 1000, "step_size": 1.0, "gluing_size": 0.1, "gluing": "adjoint", **PUBLISHED},
+        "paper": {
+            "rule": "norm",
+            "steps": 1000,
+            "step_size": 1.0,
+            "gluing_size": 0.1,
+            "gluing": "adjoint",
+            "eta": 0.0,
+            **PUBLISHED,
+        },
     }
 
     gluing_size: float = setting(0.3, minimum=0.0, help="gamma, weight of the gluing term")
