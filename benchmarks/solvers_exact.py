@@ -37,7 +37,7 @@ ROWS: tuple[tuple[str, str, str, dict[str, object]], ...] = (
     ("projdiff", "default", "no", {"steps": 100}),
     ("projdiff", "paper", "no", {}),
 )
-DRAWS = 8
+DRAWS = 4
 TEXT = f"""# Solvers: what they do to an exact posterior
 
     python benchmarks/solvers_exact.py > docs/solvers.md
