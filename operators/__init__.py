@@ -31,7 +31,12 @@ from treg_med.operators.masks import (
     poisson_disc_mask,
     random_mask,
 )
-from treg_med.operators.noise import complex_gaussian_noise, estimate_noise_std, gaussian_noise
+from treg_med.operators.noise import (
+    complex_gaussian_noise,
+    estimate_noise_std,
+    estimate_real_noise_std,
+    gaussian_noise,
+)
 from treg_med.operators.nonlinear import FourierMagnitude, NonlinearOperator, Saturation
 from treg_med.operators.separable import Separable
 from treg_med.operators.super_resolution import SuperResolution
@@ -69,6 +74,7 @@ __all__ = [
     "conjugate_gradient",
     "equispaced_mask",
     "estimate_noise_std",
+    "estimate_real_noise_std",
     "estimate_sensitivity_maps",
     "gaussian_kernel",
     "gaussian_mask_1d",

@@ -1,4 +1,4 @@
-"""Gaussian noise: drawing it, real or complex, and estimating its level from the k-space of a scan."""
+"""Gaussian noise: drawing it, real or complex, and estimating its level from k-space or from real data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from treg_med.errors import ConfigError, GeometryError, NumericsError
 
-__all__ = ["complex_gaussian_noise", "estimate_noise_std", "gaussian_noise"]
+__all__ = ["complex_gaussian_noise", "estimate_noise_std", "estimate_real_noise_std", "gaussian_noise"]
 
 # Median of |z| for a standard normal z: turns a median absolute deviation into a standard deviation.
 _MAD_OF_NORMAL = 0.6744897501960817
@@ -124,3 +124,20 @@ def estimate_noise_std(kspace: Tensor, mask: Tensor | None = None, *, fraction: 
         raise NumericsError("k-space holds NaN or Inf at its edge; clean the data before estimating noise")
     per_coil = math.sqrt(2) * parts.median(dim=-1).values / _MAD_OF_NORMAL
     return float(per_coil.double().square().mean().sqrt())
+
+
+def estimate_real_noise_std(data: Tensor) -> float:
+    """Return the deviation of white noise in real data, from the finest Haar coefficients of the last two axes.
+
+    Parameters
+    ----------
+    data
+        ``(*batch, H, W)`` real; entries that were not measured are 0 and say nothing.
+
+    Notes
+    -----
+    Donoho, Johnstone: Ideal spatial adaptation by wavelet shrinkage, Biometrika 81 (1994) 425.
+    """
+    rows = data[..., 1:, :] - data[..., :-1, :]
+    finest = (rows[..., 1:] - rows[..., :-1]) / 2
+    return float(finest[finest != 0].abs().median()) / _MAD_OF_NORMAL

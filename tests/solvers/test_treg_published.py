@@ -46,14 +46,12 @@ def _rederived(prior: LatentPrior, problem: PriorSpace, steps: int, until: int, 
     clean = z
     for s in range(steps):
         t = 1 + (steps - 1 - s) * skip
-        a = alphas[t]
         b = alphas[t - skip] if t - skip >= 0 else prior.alphas_cumprod[0]
         noise_null, noise_text = (prior.predict(z, t, c).noise for c in (null, text))
         _, clean_null = prior.predict(z, t, null)
         _, clean_text = prior.predict(z, t, text)
         eps = noise_null + scale * (noise_text - noise_null)
         clean = clean_null + scale * (clean_text - clean_null)
-        del a
         if s % 3 == 0 and s < until:
             x0 = prior.decode(clean)[0, 0]
             # (A^T A + lambda) x = A^T y + lambda x0 is diagonal for a mask.

@@ -28,7 +28,13 @@ from torch import Tensor
 
 from treg_med.data.records import Geometry, Measurement, Reconstruction
 from treg_med.errors import ConfigError, GeometryError, NumericsError
-from treg_med.operators import LinearOperator, NonlinearOperator, Operator, estimate_noise_std
+from treg_med.operators import (
+    LinearOperator,
+    NonlinearOperator,
+    Operator,
+    estimate_noise_std,
+    estimate_real_noise_std,
+)
 from treg_med.settings import check_settings, setting
 
 __all__ = [
@@ -47,8 +53,6 @@ _PLAUSIBLE_MAXIMUM = (0.1, 10.0)
 # Below this fraction of the root-mean-square sample a noise level is that of float32 rounding, not of a
 # scanner.
 _NOISE_FLOOR = 1e-4
-# Median of |z| for a standard normal z.
-_MAD_OF_NORMAL = 0.6744897501960817
 
 
 @dataclass(frozen=True)
@@ -401,7 +405,7 @@ def _noise_std(measurement: Measurement, operator: Operator, messages: list[str]
     batch = y.shape[: y.ndim - events]
     mask = getattr(operator, "mask", None)
     # One estimate per item: a result must not depend on its neighbours.
-    estimator = partial(estimate_noise_std, mask=mask) if y.is_complex() else _noise_of_real_data
+    estimator = partial(estimate_noise_std, mask=mask) if y.is_complex() else estimate_real_noise_std
     values = [estimator(item) for item in y.reshape(-1, *operator.range_shape)]
     estimate = torch.tensor(values, device=y.device, dtype=y.abs().dtype).reshape(batch)
     shown = ", ".join(f"{value:.4g}" for value in estimate.flatten().tolist())
@@ -432,17 +436,6 @@ def _working_scale(measurement: Measurement, operator: Operator, messages: list[
             "it was set from the zero-filled image"
         )
     return torch.where(implausible, 1.0 / peak.clamp_min(torch.finfo(peak.dtype).tiny), given)
-
-
-def _noise_of_real_data(data: Tensor) -> float:
-    """Return the deviation of white noise in real data, from the finest Haar coefficients of the last two axes.
-
-    Donoho, Johnstone: Ideal spatial adaptation by wavelet shrinkage, Biometrika 81 (1994) 425.
-    """
-    rows = data[..., 1:, :] - data[..., :-1, :]
-    finest = (rows[..., 1:] - rows[..., :-1]) / 2
-    # Entries that were not measured are exactly zero and say nothing.
-    return float(finest[finest != 0].abs().median()) / _MAD_OF_NORMAL
 
 
 def _plain(value: Any) -> Any:

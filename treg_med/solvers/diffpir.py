@@ -10,7 +10,6 @@ from torch import Tensor
 
 from treg_med.solvers.base import setting
 from treg_med.solvers.latent_solver import PUBLISHED, LatentSolver
-from treg_med.solvers.noise_levels import encoder_gain
 from treg_med.solvers.prior_space import PriorSpace
 
 __all__ = ["DiffPIR"]
@@ -45,12 +44,11 @@ class DiffPIR(LatentSolver):
     def sample(self, space: PriorSpace) -> Tensor:
         """Return a real image of the prior ``(n, 1, H', W')``."""
         latent, steps = self.first(space)
-        gain = encoder_gain(space.prior, space.decode(latent))
         for step in steps:
             prediction = space.predict(latent, step, self.guidance_scale)
             image = space.decode(prediction.clean)
             if not self.at_end(step):
-                level = step.noise_ratio.flatten() / gain
+                level = step.noise_ratio.flatten() / space.gain
                 image = space.data_step(
                     image, self.weight * (space.noise_std / level).square(), max_iter=self.iterations
                 )

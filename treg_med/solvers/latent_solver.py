@@ -15,7 +15,6 @@ from treg_med.operators import LinearOperator
 from treg_med.solvers.base import Problem, Solver, setting
 from treg_med.solvers.data_step import CarriedPhase, PhaseAwareDataStep, to_noise_level
 from treg_med.solvers.ddim import DDIMStep, ddim_steps, steps_between
-from treg_med.solvers.noise_levels import encoder_gain
 from treg_med.solvers.prior_space import PriorSpace, codec_for
 from treg_med.solvers.total_variation import TotalVariation
 
@@ -79,7 +78,7 @@ class LatentSolver(Solver):
         start = space.start if self.start == "classical" else None
         if start is None and self.end_noise == 0:
             return noise, self._published_steps(space, blank)
-        gain = encoder_gain(space.prior, space.decode(blank))
+        gain = space.gain
         last = gain * self.end_noise * space.noise_std
         highest = torch.full_like(last, torch.inf) if start is None else last.clamp_min(2 * self.start_noise * gain)
         steps = steps_between(space.prior, self.steps, blank, highest, last)

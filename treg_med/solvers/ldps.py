@@ -13,7 +13,6 @@ from treg_med.priors.base import Prediction
 from treg_med.solvers.base import setting
 from treg_med.solvers.ddim import DDIMStep
 from treg_med.solvers.latent_solver import PUBLISHED, LatentSolver
-from treg_med.solvers.noise_levels import encoder_gain
 from treg_med.solvers.prior_space import PriorSpace
 
 __all__ = ["LDPS"]
@@ -59,9 +58,8 @@ class LDPS(LatentSolver):
     def sample(self, space: PriorSpace) -> Tensor:
         """Return a real image of the prior ``(n, 1, H', W')``."""
         latent, steps = self.first(space)
-        gain = encoder_gain(space.prior, space.decode(latent))
         for step in steps:
-            prediction, gradient = self._estimate(space, latent, step, gain)
+            prediction, gradient = self._estimate(space, latent, step)
             noise = space.noise_like(latent) if self.eta > 0 else None
             if self.rule == "norm":
                 size = self.step_size * (step.next_alpha.sqrt() if self.scaled_step else 1.0)
@@ -72,24 +70,20 @@ class LDPS(LatentSolver):
                 latent = step(Prediction(step.implied_noise(latent, clean), clean), noise, self.eta)
         return space.decode(latent)
 
-    def _estimate(
-        self, space: PriorSpace, latent: Tensor, step: DDIMStep, gain: float
-    ) -> tuple[Prediction, Tensor]:
+    def _estimate(self, space: PriorSpace, latent: Tensor, step: DDIMStep) -> tuple[Prediction, Tensor]:
         """Return the prior's estimates and the gradient of the objective at a noisy latent."""
-        with torch.enable_grad():
-            latent = latent.detach().requires_grad_()
-            prediction = space.predict(latent, step, self.guidance_scale)
-            image = space.decode(prediction.clean)
-            misfit, gluing = space.misfit_norm(image), self._gluing(space, prediction.clean, image)
-            if self.rule == "likelihood":
-                error = space.norm() * self.error * step.noise_ratio.flatten() / gain
-                variance = space.noise_std.square() + error.square()
-                objective = (misfit.square() + gluing.square() / gain**2) / (2 * variance)
-            else:
-                objective = misfit + gluing
-            (gradient,) = torch.autograd.grad(objective.sum(), latent)
-        space.log(self.name, step, image.detach())
-        return Prediction(prediction.noise.detach(), prediction.clean.detach()), gradient
+
+        def objective(clean: Tensor, image: Tensor) -> Tensor:
+            misfit, gluing = space.misfit_norm(image), self._gluing(space, clean, image)
+            if self.rule == "norm":
+                return misfit + gluing
+            error = space.norm() * self.error * step.noise_ratio.flatten() / space.gain
+            variance = space.noise_std.square() + error.square()
+            return (misfit.square() + gluing.square() / space.gain**2) / (2 * variance)
+
+        prediction, image, gradient = space.differentiated(latent, step, self.guidance_scale, objective)
+        space.log(self.name, step, image)
+        return prediction, gradient
 
     def _gluing(self, space: PriorSpace, clean: Tensor, image: Tensor) -> Tensor:
         """Return what else is to fall, per image ``(n,)``, in latent units; nothing here."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from treg_med.operators import NonlinearOperator, conjugate_gradient
 from treg_med.priors.base import Prediction, Prior
 from treg_med.solvers.base import Problem, measured_samples, per_image
 from treg_med.solvers.ddim import DDIMStep
+from treg_med.solvers.noise_levels import encoder_gain
 
 __all__ = ["PriorSpace", "codec_for", "real_noise", "shared_noise"]
 
@@ -145,6 +148,26 @@ class PriorSpace:
         self._check(prediction.clean, "denoiser")
         return prediction
 
+    def differentiated(
+        self,
+        latent: Tensor,
+        step: DDIMStep,
+        guidance: float | Guidance,
+        objective: Callable[[Tensor, Tensor], Tensor],
+        *,
+        null: Tensor | None = None,
+    ) -> tuple[Prediction, Tensor, Tensor]:
+        """Return the estimates at a noisy latent, the image, and the gradient of an objective through both networks.
+
+        `objective` maps clean latents and images to one number per item ``(n,)``.
+        """
+        with torch.enable_grad():
+            latent = latent.detach().requires_grad_()
+            prediction = self.predict(latent, step, guidance, null=null)
+            image = self.decode(prediction.clean)
+            (gradient,) = torch.autograd.grad(objective(prediction.clean, image).sum(), latent)
+        return Prediction(prediction.noise.detach(), prediction.clean.detach()), image.detach(), gradient
+
     def encode(self, image: Tensor) -> Tensor:
         """Return latents of images."""
         return self._check(self.prior.encode(image), "encoder")
@@ -166,6 +189,11 @@ class PriorSpace:
         """Return the latents ``(n, c, h, w)`` of grey images."""
         grey = torch.zeros(*self.batch_shape, *self.codec.shape, device=self.problem.y.device)
         return self.encode(self.codec.place(grey.to(self.noise_std.dtype)))
+
+    @cached_property
+    def gain(self) -> float:
+        """Latent noise per unit of white image noise."""
+        return encoder_gain(self.prior, self.decode(self.blank_latent()))
 
     def condition(self, text: str) -> Tensor:
         """Return the prior's condition of a text, ``(n, ...)``; a text it does not follow is warned of."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from treg_med.solvers.base import per_image, setting
 from treg_med.solvers.latent_solver import PUBLISHED, LatentSolver
-from treg_med.solvers.noise_levels import encoder_gain
 from treg_med.solvers.prior_space import PriorSpace
 
 __all__ = ["ProjDiff"]
@@ -83,13 +82,13 @@ class ProjDiff(LatentSolver):
             if bool(noisier.any()):
                 twin = torch.where(noisier, self._projected(space, renewed, level), twin)
             clean = twin if self.noiseless else clean
-            space.log(self.name, step, space.decode(clean))
-        return space.decode(clean)
+            image = space.decode(clean)
+            space.log(self.name, step, image)
+        return image
 
     def _level_of_data(self, space: PriorSpace, latent: Tensor) -> Tensor:
         """Alpha-bar whose noise is that of the data, ``(n, 1, 1, 1)``."""
-        gain = encoder_gain(space.prior, space.decode(latent))
-        ratio = (gain * space.noise_std / space.norm()).square()
+        ratio = (space.gain * space.noise_std / space.norm()).square()
         return per_image(1 / (1 + ratio), 3).to(latent)
 
     def _projected(self, space: PriorSpace, twin: Tensor, level: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from treg_med.priors.base import Prediction
 from treg_med.solvers.base import per_image, setting
 from treg_med.solvers.ddim import DDIMStep
 from treg_med.solvers.latent_solver import PUBLISHED, LatentSolver
@@ -84,15 +83,15 @@ class ReSample(LatentSolver):
 
     def _soft_step(self, space: PriorSpace, latent: Tensor, step: DDIMStep) -> Tensor:
         """Return the next latent of a DDIM step with the gradient of the misfit."""
-        with torch.set_grad_enabled(self.soft_size > 0):
-            latent = latent.detach().requires_grad_(self.soft_size > 0)
+        if self.soft_size == 0:
             prediction = space.predict(latent, step, self.guidance_scale)
-            image = space.decode(prediction.clean)
-            if self.soft_size > 0:
-                (gradient,) = torch.autograd.grad(space.misfit_norm(image).sum(), latent)
-        space.log(self.name, step, image.detach())
-        moved = step(Prediction(prediction.noise.detach(), prediction.clean.detach()))
-        return moved if self.soft_size == 0 else moved - self.soft_size * step.alpha * gradient
+            space.log(self.name, step, space.decode(prediction.clean))
+            return step(prediction)
+        prediction, image, gradient = space.differentiated(
+            latent, step, self.guidance_scale, lambda _, image: space.misfit_norm(image)
+        )
+        space.log(self.name, step, image)
+        return step(prediction) - self.soft_size * step.alpha * gradient
 
     def _is_hard(self, step: DDIMStep) -> bool:
         left = step.total - 1 - step.index

@@ -91,9 +91,7 @@ class TotalVariation(Solver):
         plain, first_weight, first = self._complex_stage(problem, work)
         if self.phase == "none" or not plain.is_complex():
             problem.note(weight=work.batched(first_weight), phase_used="none")
-            if not plain.is_complex():
-                return work.phased(plain, plain, torch.ones_like(plain))
-            rotation = smooth_rotation(plain, self.phase_width)
+            rotation = smooth_rotation(plain, self.phase_width) if plain.is_complex() else torch.ones_like(plain)
             return work.phased(plain, (plain * rotation.conj()).real, rotation)
         magnitude, rotation, weight, second = self._phase_stage(problem, work, plain, first_weight, first)
         keep = second <= first + self.excess

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from treg_med.guidance import AdaptiveNegation, Guidance
-from treg_med.priors.base import Prediction
 from treg_med.solvers.base import setting
 from treg_med.solvers.ddim import DDIMStep, ddim_steps
 from treg_med.solvers.latent_solver import LatentSolver
@@ -105,10 +103,7 @@ class PublishedTReg(LatentSolver):
         self, space: PriorSpace, latent: Tensor, step: DDIMStep, null: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the next latent and the clean one of an unconditional step with the gradient of the misfit."""
-        with torch.enable_grad():
-            latent = latent.detach().requires_grad_()
-            estimate = space.predict(latent, step, 0.0, null=null)
-            norm = space.misfit_norm(space.decode(estimate.clean)).sum()
-            (gradient,) = torch.autograd.grad(norm, latent)
-        estimate = Prediction(estimate.noise.detach(), estimate.clean.detach())
+        estimate, _, gradient = space.differentiated(
+            latent, step, 0.0, lambda _, image: space.misfit_norm(image), null=null
+        )
         return step(estimate) - step.next_alpha.sqrt() * gradient, estimate.clean
