@@ -43,6 +43,12 @@ class DDIMStep:
         r"""Noise of a latent over its signal, :math:`\sqrt{(1 - a) / a}`, ``(n, 1, 1, 1)``."""
         return ((1 - self.alpha) / self.alpha.clamp_min(1e-8)).sqrt()
 
+    @property
+    def removed(self) -> Tensor:
+        """Share of the noise that a deterministic step removes, ``(n,)``: the weight of the clean estimate in it."""
+        after = ((1 - self.next_alpha) / self.next_alpha).clamp_min(0).sqrt()
+        return 1 - (after / self.noise_ratio).flatten()
+
     def noised(self, latent: Tensor, noise: Tensor) -> Tensor:
         r"""Return a clean latent with noise of the step's level, :math:`\sqrt{a} z + \sqrt{1 - a} n`."""
         return self.alpha.sqrt() * latent + (1 - self.alpha).sqrt() * noise
@@ -51,23 +57,37 @@ class DDIMStep:
         r"""Return the noise that a clean latent leaves in a noisy one, :math:`(z_t - \sqrt{a} z) / \sqrt{1 - a}`."""
         return (latent - self.alpha.sqrt() * clean) / (1 - self.alpha).sqrt()
 
+    def posterior(self, latent: Tensor, clean: Tensor, gradient: Tensor) -> Prediction:
+        r"""Return the estimates once data are known, by Tweedie's formula.
+
+        .. math:: z_0 - \frac{1 - a}{\sqrt{a}}\, \nabla_{z_t} \left(-\log p(b | z_t)\right)
+
+        and the noise which that leaves in the latent.
+        """
+        moved = clean - (1 - self.alpha) / self.alpha.clamp_min(1e-8).sqrt() * gradient
+        return Prediction(self.implied_noise(latent, moved), moved)
+
     def renoised(self, clean: Tensor, noise: Tensor) -> Tensor:
         r"""Return a clean latent with noise of the level after the step, :math:`\sqrt{a'} z + \sqrt{1 - a'} n`."""
         return self.next_alpha.sqrt() * clean + (1 - self.next_alpha).sqrt() * noise
 
-    def __call__(self, prediction: Prediction, noise: Tensor | None = None, eta: float = 0.0) -> Tensor:
+    def __call__(self, prediction: Prediction, noise: Tensor | None = None, eta: float | None = 0.0) -> Tensor:
         r"""Return the next latent.
 
         .. math::
             z' = \sqrt{a'}\, z_0 + \sqrt{1 - a' - \sigma^2}\, \epsilon + \sigma n, \qquad
             \sigma = \eta \sqrt{\frac{1 - a'}{1 - a} \left(1 - \frac{a}{a'}\right)}
 
-        with the clean estimate, the predicted noise and fresh noise n ``(n, c, h, w)``, needed only where eta > 0.
+        with the clean estimate, the predicted noise and fresh noise n ``(n, c, h, w)``, needed unless eta is zero. With
+        eta = None nothing of the predicted noise is kept: where the clean estimate was moved to the data, that noise is
+        not what separates it from the latent, and keeping it adds up.
 
         Song, Meng, Ermon: Denoising Diffusion Implicit Models, ICLR 2021, arXiv 2010.02502.
         """
         if noise is None or eta == 0:
             return self.renoised(prediction.clean, prediction.noise)
+        if eta is None:
+            return self.renoised(prediction.clean, noise)
         a, b = self.alpha, self.next_alpha
         variance = eta**2 * (1 - b) / (1 - a) * (1 - a / b)
         rest = (1 - b - variance).clamp_min(0).sqrt()

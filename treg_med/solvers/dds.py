@@ -38,9 +38,9 @@ class DDS(LatentSolver):
         "contextmri": {"steps": 100, "gamma": 5.0, "eta": 0.8, "iterations": 5, **PUBLISHED},
     }
 
-    gamma: float = setting(1.0, above=0.0, help="weight of the data against the prior's estimate")
+    gamma: float = setting(4.0, above=0.0, help="weight of the data against the prior's estimate")
     iterations: int = setting(10, minimum=1, help="conjugate-gradient iterations of a data step")
-    eta: float = setting(0.85, minimum=0.0, maximum=1.0, help="share of fresh noise")
+    eta: float = setting(1.0, minimum=0.0, maximum=1.0, help="share of fresh noise")
 
     def sample(self, space: PriorSpace) -> Tensor:
         """Return a real image of the prior ``(n, 1, H', W')``."""

@@ -37,7 +37,7 @@ class DiffPIR(LatentSolver):
         "paper": {"steps": 100, "weight": 8.0, "zeta": 0.3, **PUBLISHED},
     }
 
-    weight: float = setting(4.0, above=0.0, help="lambda")
+    weight: float = setting(1.0, above=0.0, help="lambda")
     zeta: float = setting(1.0, minimum=0.0, maximum=1.0, help="share of fresh noise")
     iterations: int = setting(15, minimum=1, help="conjugate-gradient iterations of a data step")
 
@@ -48,10 +48,8 @@ class DiffPIR(LatentSolver):
             prediction = space.predict(latent, step, self.guidance_scale)
             image = space.decode(prediction.clean)
             if not self.at_end(step):
-                level = step.noise_ratio.flatten() / space.gain
-                image = space.data_step(
-                    image, self.weight * (space.noise_std / level).square(), max_iter=self.iterations
-                )
+                weight = self.weight * space.noise_weight(step)
+                image = space.data_step(image, weight, max_iter=self.iterations)
             space.log(self.name, step, image)
             if not step.last:
                 known = space.encode(image)

@@ -46,28 +46,29 @@ class LDPS(LatentSolver):
     name: ClassVar[str] = "ldps"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
-        "paper": {"rule": "norm", "steps": 1000, "eta": 1.0, **PUBLISHED},
+        "paper": {"rule": "norm", "steps": 1000, "step_size": 1.0, "eta": 1.0, **PUBLISHED},
     }
 
     rule: str = setting("likelihood", choices=("likelihood", "norm"), help="which gradient is followed, and how far")
-    step_size: float = setting(1.0, minimum=0.0, help="rho")
-    error: float = setting(0.5, above=0.0, help="kappa, error of the estimate per noise of the image; rule likelihood")
+    step_size: float = setting(1.5, minimum=0.0, help="rho; below 2 error^2 where all noise is renewed")
+    error: float = setting(1.0, above=0.0, help="kappa, error of the estimate per noise of the image; rule likelihood")
     scaled_step: bool = setting(False, help="scale rho by sqrt(a'), as TReg's comparison does; rule norm")
-    eta: float = setting(1.0, minimum=0.0, maximum=1.0, help="share of fresh noise; 1 is ancestral sampling")
+    eta: float | None = setting(
+        None, minimum=0.0, maximum=1.0, help="share of fresh noise; 1 is ancestral sampling, None renews all of it"
+    )
 
     def sample(self, space: PriorSpace) -> Tensor:
         """Return a real image of the prior ``(n, 1, H', W')``."""
         latent, steps = self.first(space)
         for step in steps:
             prediction, gradient = self._estimate(space, latent, step)
-            noise = space.noise_like(latent) if self.eta > 0 else None
+            noise = None if self.eta == 0 else space.noise_like(latent)
             if self.rule == "norm":
                 size = self.step_size * (step.next_alpha.sqrt() if self.scaled_step else 1.0)
                 latent = step(prediction, noise, self.eta) - size * gradient
             else:
-                reach = self.step_size * (1 - step.alpha) / step.alpha.clamp_min(1e-8).sqrt()
-                clean = prediction.clean - reach * gradient
-                latent = step(Prediction(step.implied_noise(latent, clean), clean), noise, self.eta)
+                moved = step.posterior(latent, prediction.clean, self.step_size * gradient)
+                latent = step(moved, noise, self.eta)
         return space.decode(latent)
 
     def _estimate(self, space: PriorSpace, latent: Tensor, step: DDIMStep) -> tuple[Prediction, Tensor]:
@@ -77,8 +78,7 @@ class LDPS(LatentSolver):
             misfit, gluing = space.misfit_norm(image), self._gluing(space, clean, image)
             if self.rule == "norm":
                 return misfit + gluing
-            error = space.norm() * self.error * step.noise_ratio.flatten() / space.gain
-            variance = space.noise_std.square() + error.square()
+            variance = space.misfit_variance(step, self.error)
             return (misfit.square() + gluing.square() / space.gain**2) / (2 * variance)
 
         prediction, image, gradient = space.differentiated(latent, step, self.guidance_scale, objective)

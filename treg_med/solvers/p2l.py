@@ -36,15 +36,18 @@ class P2L(LatentSolver):
     name: ClassVar[str] = "p2l"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
-        "paper": {"steps": 1000, "tuning_rate": 1e-4, "weight": 1.0, "eta": 1.0, **PUBLISHED},
+        "paper": {"steps": 1000, "tuning_rate": 1e-4, "error": None, "weight": 1.0, "eta": 1.0, **PUBLISHED},
     }
 
     tuning_steps: int = setting(1, minimum=0, help="Adam steps on the condition at every level")
     tuning_rate: float = setting(1e-3, above=0.0, help="learning rate of the condition")
     data_every: int = setting(1, minimum=1, help="a data step every that many steps")
-    weight: float = setting(0.2, above=0.0, help="lambda")
+    weight: float = setting(1.0, above=0.0, help="lambda where `error` is None")
+    error: float | None = setting(
+        1.0, above=0.0, help="error of the estimate per noise of the image: gives lambda; None leaves noise aside"
+    )
     iterations: int = setting(10, minimum=1, help="conjugate-gradient iterations of a data step")
-    eta: float = setting(0.8, minimum=0.0, maximum=1.0, help="share of fresh noise")
+    eta: float | None = setting(None, minimum=0.0, maximum=1.0, help="share of fresh noise; None renews all of it")
 
     def sample(self, space: PriorSpace) -> Tensor:
         """Return a real image of the prior ``(n, 1, H', W')``."""
@@ -61,9 +64,10 @@ class P2L(LatentSolver):
             prediction = space.predict(latent, step, self.guidance_scale, text=condition.detach())
             clean, image = prediction.clean, space.decode(prediction.clean)
             if (step.index % self.data_every == 0 or step.last) and not self.at_end(step):
-                image = space.data_step(image, self.weight, max_iter=self.iterations)
+                weight = self.weight if self.error is None else space.noise_weight(step, self.error)
+                image = space.data_step(image, weight, max_iter=self.iterations)
                 clean = space.encode(image)
             space.log(self.name, step, image)
-            noise = space.noise_like(latent) if self.eta > 0 else None
+            noise = None if self.eta == 0 else space.noise_like(latent)
             latent = step(Prediction(prediction.noise, clean), noise, self.eta)
         return image

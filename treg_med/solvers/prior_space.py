@@ -195,6 +195,21 @@ class PriorSpace:
         """Latent noise per unit of white image noise."""
         return encoder_gain(self.prior, self.decode(self.blank_latent()))
 
+    def image_noise(self, step: DDIMStep) -> Tensor:
+        """Return the noise of the image behind a latent of the step's level, ``(n,)``."""
+        return step.noise_ratio.flatten() / self.gain
+
+    def misfit_variance(self, step: DDIMStep, error: float | Tensor) -> Tensor:
+        r"""Return :math:`\sigma^2 + \|B\|^2 r_t^2` ``(n,)``, of the misfit of an estimate that errs by :math:`r_t`."""
+        return self.noise_std.square() + (self.norm() * error * self.image_noise(step)).square()
+
+    def noise_weight(self, step: DDIMStep, error: float = 1.0) -> Tensor:
+        r"""Return :math:`\sigma^2 / r_t^2` ``(n,)`` for an estimate that errs by :math:`r_t`, `error` times that noise.
+
+        The weight of the estimate against the data in a least-squares step that knows the noise :math:`\sigma` of both.
+        """
+        return (self.noise_std / (error * self.image_noise(step))).square()
+
     def condition(self, text: str) -> Tensor:
         """Return the prior's condition of a text, ``(n, ...)``; a text it does not follow is warned of."""
         if text not in self._conditions:

@@ -36,7 +36,9 @@ class ProjDiff(LatentSolver):
         z_t = \sqrt{a}\, z_0 + \sqrt{\tfrac{1 - a}{1 - a_a}}\, (z_a - \sqrt{a_a}\, z_0), \qquad
         z_0 \leftarrow z_0 + \eta v, \qquad v \leftarrow \beta v + (1 - \beta)(\hat z_0(z_t) - z_0).
 
-    P brings the image of :math:`z_a / \sqrt{a_a}` onto the data by conjugate gradients, exactly where they converge.
+    P brings the image x of :math:`z_a / \sqrt{a_a}` to :math:`\arg\min_{x'} \|b - B x'\|^2 + \omega \|B\|^2 \|x' -
+    x\|^2` by conjugate gradients. With :math:`\omega` = `damping` = 0 that is the published projection, which puts the
+    noise of the data, divided by s, into directions of small singular values; damping leaves those to the prior.
     With `noiseless` :math:`z_0` itself is noised, moved and projected at every level. The gradient of the denoiser is
     left out, as published. In the public code momentum has no effect with noise; here it has.
 
@@ -47,7 +49,7 @@ class ProjDiff(LatentSolver):
     name: ClassVar[str] = "projdiff"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
-        "paper": {"steps": 100, "step_size": 1.0, **PUBLISHED},
+        "paper": {"steps": 100, "step_size": 1.0, "damping": 0.0, **PUBLISHED},
     }
 
     step_size: float = setting(0.5, above=0.0, maximum=4.0, help="eta, at levels cleaner than the data")
@@ -55,6 +57,7 @@ class ProjDiff(LatentSolver):
     momentum: float = setting(0.0, minimum=0.0, maximum=0.999, help="beta")
     repeats: int = setting(1, minimum=1, help="inner repeats of every level")
     noiseless: bool = setting(False, help="treat the data as exact")
+    damping: float = setting(0.2, minimum=0.0, help="omega; 0 projects onto the data")
     iterations: int = setting(15, minimum=1, help="conjugate-gradient iterations of a projection")
 
     def sample(self, space: PriorSpace) -> Tensor:
@@ -92,5 +95,6 @@ class ProjDiff(LatentSolver):
         return per_image(1 / (1 + ratio), 3).to(latent)
 
     def _projected(self, space: PriorSpace, twin: Tensor, level: Tensor) -> Tensor:
-        image = space.data_step(space.decode(twin / level.sqrt()), 0.0, max_iter=self.iterations)
+        image = space.decode(twin / level.sqrt())
+        image = space.data_step(image, self.damping * space.norm() ** 2, max_iter=self.iterations)
         return level.sqrt() * space.encode(image)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from treg_med.operators import LinearOperator
 from treg_med.solvers.base import per_image, setting
 from treg_med.solvers.ddim import DDIMStep
 from treg_med.solvers.latent_solver import PUBLISHED, LatentSolver
@@ -25,9 +26,10 @@ class ReSample(LatentSolver):
     r"""Soft steps by gradient, hard ones by optimisation, and a random return to the noise level in between.
 
     Every step is a DDIM step with the soft term :math:`s \nabla_{z_t} \|b - B D(z_0)\|`, s = `soft_size`
-    :math:`\bar\alpha`. In the last two thirds, every `hard_every` steps, the clean estimate is improved by
-    `time_travel` plain steps and then fitted to the data: in the middle third its image
-    (:math:`\min_x \|b - B x\|^2`, then :math:`E`), in the last third the latent itself
+    :math:`\bar\alpha`; the default takes the gradient of the likelihood instead, as LDPS does (`soft_rule`), with so
+    much error granted to the estimate that any size below 2 is stable. In the last two thirds, every `hard_every`
+    steps, the clean estimate is improved by `time_travel` plain steps and then fitted to the data: in the middle third
+    its image (:math:`\min_x \|b - B x\|^2`, then :math:`E`), in the last third the latent itself
     (:math:`\min_z \|b - B D(z)\|^2`). The fit stops, for every image by itself, where the mean square misfit is
     :math:`\tau` times the variance of the noise. :math:`\hat z` returns to the level of the next step by drawing from
 
@@ -51,6 +53,9 @@ class ReSample(LatentSolver):
         "default": {},
         "paper": {
             "steps": 500,
+            "soft_rule": "norm",
+            "soft_size": 0.5,
+            "gamma": 40.0,
             "hard_every": 10,
             "time_travel": 5,
             "image_iterations": 2000,
@@ -59,10 +64,11 @@ class ReSample(LatentSolver):
         },
     }
 
-    hard_every: int = setting(5, minimum=1, help="a hard step every that many steps, from a third of the loop on")
+    hard_every: int = setting(2, minimum=1, help="a hard step every that many steps, from a third of the loop on")
     time_travel: int = setting(2, minimum=1, help="plain steps that improve the estimate before a hard one")
-    soft_size: float = setting(0.5, minimum=0.0, help="size of the soft step over alpha-bar")
-    gamma: float = setting(40.0, minimum=0.0, help="trust in the fitted latent when returning to the noise")
+    soft_rule: str = setting("likelihood", choices=("likelihood", "norm"), help="gradient of the soft step")
+    soft_size: float = setting(1.5, minimum=0.0, help="size of the soft step; over alpha-bar with rule norm")
+    gamma: float = setting(1e4, minimum=0.0, help="trust in the fitted latent when returning to the noise")
     variance_rule: str = setting("paper", choices=("paper", "code"), help="the publication's sigma^2, or its code's")
     tolerance: float = setting(1.0, above=0.0, help="tau: a fit stops at that multiple of the noise variance")
     image_iterations: int = setting(200, minimum=1, help="most iterations of a fit of the image")
@@ -79,7 +85,9 @@ class ReSample(LatentSolver):
                 fitted = self._hard_step(space, self._travelled(space, moved, steps[step.index + 1 :]), step)
                 moved = self._returned(space, fitted, moved, step)
             latent = moved
-        return space.decode(self._fit_latent(space, latent))
+        # The noise-level step, for linear operators, fits the image, where the autoencoder is no limit.
+        fitted_later = self.final == "noise-level" and isinstance(space.operator, LinearOperator)
+        return space.decode(latent if fitted_later else self._fit_latent(space, latent))
 
     def _soft_step(self, space: PriorSpace, latent: Tensor, step: DDIMStep) -> Tensor:
         """Return the next latent of a DDIM step with the gradient of the misfit."""
@@ -87,10 +95,16 @@ class ReSample(LatentSolver):
             prediction = space.predict(latent, step, self.guidance_scale)
             space.log(self.name, step, space.decode(prediction.clean))
             return step(prediction)
-        prediction, image, gradient = space.differentiated(
-            latent, step, self.guidance_scale, lambda _, image: space.misfit_norm(image)
-        )
+        likelihood = self.soft_rule == "likelihood"
+
+        def objective(_: Tensor, image: Tensor) -> Tensor:
+            misfit = space.misfit_norm(image)
+            return misfit.square() / (2 * space.misfit_variance(step, step.removed.sqrt())) if likelihood else misfit
+
+        prediction, image, gradient = space.differentiated(latent, step, self.guidance_scale, objective)
         space.log(self.name, step, image)
+        if likelihood:
+            return step(step.posterior(latent, prediction.clean, self.soft_size * gradient))
         return step(prediction) - self.soft_size * step.alpha * gradient
 
     def _is_hard(self, step: DDIMStep) -> bool:
