@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from treg_med.errors import ConfigError
+from treg_med.codec import ImageCodec
+from treg_med.errors import ConfigError, GeometryError
 from treg_med.priors.base import Prediction, Prior
 from treg_med.settings import check_settings, setting
 
@@ -27,6 +29,7 @@ def guided_prediction(
     null: Tensor,
     guidance_scale: float,
     renoise: str = "guided",
+    limit: Callable[[Tensor], Tensor] | None = None,
 ) -> Prediction:
     r"""Noise and clean estimate under guidance, :math:`\epsilon_\varnothing + w (\epsilon_c - \epsilon_\varnothing)`.
 
@@ -46,11 +49,14 @@ def guided_prediction(
         w.
     renoise : str
         ``"guided"``, or ``"empty"`` to return the noise of the empty text beside the guided clean estimate (CFG++).
+    limit : callable, optional
+        Restricts what the text changes, R, an image ``(n, 1, H', W')``: the clean estimate is
+        :math:`E(D(z_\varnothing) + w R(D(z_c) - D(z_\varnothing)))`, and the noise what it leaves in the latent.
 
     Ho, Salimans: Classifier-Free Diffusion Guidance, arXiv 2207.12598. Chung et al.: CFG++, ICLR 2025,
     arXiv 2406.08070.
     """
-    if guidance_scale == 1 and renoise == "guided":
+    if guidance_scale == 1 and renoise == "guided" and limit is None:
         return prior.predict(latent, timestep, text)
     if guidance_scale == 0:
         return prior.predict(latent, timestep, null)
@@ -58,11 +64,14 @@ def guided_prediction(
     both = prior.predict(torch.cat([latent, latent]), twice, torch.cat([null, text]))
     noise_null, noise_text = both.noise.chunk(2)
     clean_null, clean_text = both.clean.chunk(2)
-    guided = noise_null + guidance_scale * (noise_text - noise_null)
-    return Prediction(
-        guided if renoise == "guided" else noise_null,
-        clean_null + guidance_scale * (clean_text - clean_null),
-    )
+    noise = noise_null + guidance_scale * (noise_text - noise_null)
+    clean = clean_null + guidance_scale * (clean_text - clean_null)
+    if limit is not None:
+        empty = prior.decode(clean_null)
+        clean = prior.encode(empty + guidance_scale * limit(prior.decode(clean_text) - empty))
+        alpha = prior.alphas_cumprod.to(latent)[timestep].reshape(-1, 1, 1, 1)
+        noise = (latent - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+    return Prediction(noise if renoise == "guided" else noise_null, clean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,9 @@ class Guidance:
 
     With u from 0 to 1 through the window the shape ``"cosine"`` rises and falls as
     :math:`w_o + (w - w_o) \sin^2(\pi u)`. A solver takes one in place of a number.
+
+    A region and an annulus limit what the words may change: the difference that they make to the clean estimate is
+    multiplied by the one, then filtered to the frequencies of the other. With limits every step is two network passes.
     """
 
     scale: float = setting(1.0, minimum=0.0, maximum=30.0, help="w")
@@ -79,6 +91,10 @@ class Guidance:
     stop: float = setting(1.0, minimum=0.0, maximum=1.0, help="share of the loop where it closes")
     shape: str = setting("constant", choices=("constant", "cosine"), help="inside the window")
     renoise: str = setting("guided", choices=("guided", "empty"), help="whose noise is kept; empty is CFG++")
+    region: Tensor | None = field(default=None, compare=False)
+    """Where the words act, ``(H, W)`` of the reconstructed image, values from 0 to 1; None is everywhere."""
+    annulus: tuple[float, float] | None = None
+    """Frequencies on which the words act, cycles per pixel, from the first up to the second; None is all."""
 
     def __post_init__(self) -> None:
         """Check every setting.
@@ -86,9 +102,15 @@ class Guidance:
         Raises
         ------
         ConfigError
-            For a value out of range or a window that closes before it opens.
+            For a value out of range, a window that closes before it opens, or limits that leave nothing.
         """
         check_settings(self)
+        if self.region is not None and not (
+            self.region.ndim == 2 and bool(((self.region >= 0) & (self.region <= 1)).all()) and bool(self.region.any())
+        ):
+            raise ConfigError("expected a region (H, W) of values from 0 to 1, not all zero")
+        if self.annulus is not None and not 0 <= self.annulus[0] < self.annulus[1]:
+            raise ConfigError(f"expected an annulus of two frequencies, 0 <= low < high; got {self.annulus}")
         if self.stop <= self.start:
             raise ConfigError(f"expected a guidance window with start < stop, got {self.start} to {self.stop}")
 
@@ -96,6 +118,26 @@ class Guidance:
     def of(cls, scale: float | Guidance) -> Guidance:
         """Return a guidance as it is, and a number as the same scale everywhere."""
         return scale if isinstance(scale, Guidance) else Guidance(scale=scale, outside=scale)
+
+    def limit(self, codec: ImageCodec) -> Callable[[Tensor], Tensor] | None:
+        """Return the restriction of what the text changes, on prior images ``(n, 1, H', W')``; None if there is none.
+
+        Raises
+        ------
+        GeometryError
+            If the region has not the shape of the image.
+        """
+        if self.region is None and self.annulus is None:
+            return None
+        if self.region is not None and tuple(self.region.shape) != tuple(codec.shape):
+            raise GeometryError(f"expected a region of shape {codec.shape}, got {tuple(self.region.shape)}")
+
+        def restricted(change: Tensor) -> Tensor:
+            if self.region is not None:
+                change = change * codec.place(self.region.to(change))
+            return change if self.annulus is None else _band(change, *self.annulus)
+
+        return restricted
 
     def at(self, step: int, total: int) -> float:
         """Return the scale of a step, counted from zero."""
@@ -106,6 +148,16 @@ class Guidance:
             return self.scale
         through = (share - self.start) / (self.stop - self.start)
         return self.outside + (self.scale - self.outside) * math.sin(math.pi * through) ** 2
+
+
+def _band(image: Tensor, low: float, high: float) -> Tensor:
+    """Keep the frequencies of a real image ``(..., H, W)`` from `low` up to `high` cycles per pixel."""
+    rows, columns = image.shape[-2:]
+    radius = torch.hypot(
+        torch.fft.fftfreq(rows, device=image.device)[:, None], torch.fft.rfftfreq(columns, device=image.device)
+    )
+    inside = (radius >= low) & (radius < high)
+    return torch.fft.irfft2(torch.fft.rfft2(image) * inside, s=(rows, columns))
 
 
 @runtime_checkable

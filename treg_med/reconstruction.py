@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from treg_med.data.prompts import check_text
 from treg_med.data.records import Measurement, Reconstruction
 from treg_med.errors import ConfigError, ResourceError
-from treg_med.solvers.base import Progress, Solver, check_data, residual_in_noise_units
+from treg_med.solvers.base import Callback, Solver, check_data, residual_in_noise_units
 from treg_med.solvers.registry import get_solver
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def reconstruct(
     device: str | torch.device | None = None,
     preset: str = "default",
     samples: int = 1,
-    callback: Callable[[Progress], None] | None = None,
+    callback: Callback | None = None,
     **settings: Any,
 ) -> Reconstruction:
     """Reconstruct an image from a measurement, optionally with a sentence about what was scanned.
@@ -62,7 +61,8 @@ def reconstruct(
         their mean, and the last history entry holds the standard deviation of the magnitude per pixel
         (``spread``) and the residuals of the single samples.
     callback
-        Called with a :class:`~treg_med.solvers.Progress` after each step.
+        Called with a :class:`~treg_med.solvers.Progress` after each step; returning True ends that reconstruction with
+        the image so far.
     **settings
         Settings of the solver, overriding the preset.
 

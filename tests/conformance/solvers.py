@@ -155,7 +155,7 @@ def check_batch(case: SolverCase) -> None:
 
 
 def check_progress(case: SolverCase) -> None:
-    """The callback sees ordered steps, and an interrupt raised in it reaches the caller."""
+    """The callback sees ordered steps, may end the work with the image so far, or interrupt it."""
     seen: list[Progress] = []
     rec = _run(case, callback=seen.append)
     for progress in seen:
@@ -169,6 +169,19 @@ def check_progress(case: SolverCase) -> None:
     if seen:
         with pytest.raises(KeyboardInterrupt):
             _run(case, callback=interrupt)
+        for last in sorted({1, len(seen)}):
+            calls: list[Progress] = []
+
+            def stop(progress: Progress, calls: list[Progress] = calls, last: int = last) -> bool:
+                calls.append(progress)
+                return len(calls) == last
+
+            stopped = _run(case, callback=stop)
+            assert len(calls) == last
+            assert stopped.image.shape == SHAPE
+            assert any("stopped by the callback" in message for message in stopped.warnings)
+        # A method may still have to finish what its last logged step began.
+        _close(stopped.image, rec.image, 0.1)
 
 
 def check_noise_estimate(case: SolverCase) -> None:

@@ -15,7 +15,7 @@ def _prior() -> GaussianPrior:
 
 def test_levels_fall_geometrically_between_the_ends_of_each_image() -> None:
     prior = _prior()
-    levels = list(noise_levels(prior, 1.0, torch.tensor([0.5, 2.0]), torch.tensor([0.05, 0.5]), 7))
+    levels = noise_levels(prior, 1.0, torch.tensor([0.5, 2.0]), torch.tensor([0.05, 0.5]), 7)
     std = torch.stack([level.std for level in levels])
     timesteps = torch.stack([level.timestep for level in levels])
     assert std.shape == (7, 2) and bool((std.diff(dim=0) < 0).all())

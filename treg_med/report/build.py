@@ -255,7 +255,10 @@ def _scored_and_tuning(slices: CaptionedSlices, chosen: ReportSettings) -> tuple
 
 
 def _advance(callback: Callback, stage: str) -> Callable[[int, int], None]:
-    return lambda done, total: callback(Progress(stage, done, total, {}))
+    def advance(done: int, total: int) -> None:
+        callback(Progress(stage, done, total, {}))
+
+    return advance
 
 
 def _describe(slices: CaptionedSlices) -> str:

@@ -110,7 +110,7 @@ def oracle_treg(truth: Tensor, timestep: int, **settings: Any) -> TReg:
             gain = encoder_gain(prior, current)
             alpha = prior.alphas_cumprod[timestep].to(last)
             first = (((1 - alpha) / alpha).sqrt() / gain).expand_as(last)
-            return list(noise_levels(prior, gain, torch.maximum(first, last), last, self.steps))
+            return noise_levels(prior, gain, torch.maximum(first, last), last, self.steps)
 
         def _noised(
             self,

@@ -39,6 +39,7 @@ from treg_med.settings import check_settings, setting
 
 __all__ = [
     "Callback",
+    "EarlyStop",
     "Problem",
     "Progress",
     "Solver",
@@ -75,7 +76,15 @@ class Progress:
     metrics: Mapping[str, Any]
 
 
-Callback = Callable[[Progress], None]
+Callback = Callable[[Progress], "bool | None"]
+
+
+class EarlyStop(Exception):  # noqa: N818 - a signal, not an error
+    """A callback asked for the image so far ``(*batch, H, W)``, in working units."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__("stopped by the callback")
+        self.image = image
 
 
 class Problem:
@@ -151,12 +160,20 @@ class Problem:
         """Return the residual of ``image`` in noise units, shape ``(*batch,)``."""
         return residual_in_noise_units(self.operator, image, self.y, self.noise_std)
 
-    def log(self, stage: str, step: int, total: int, **metrics: Any) -> None:
-        """Record a step and tell the callback; tensors become floats (0-d) or lists."""
+    def log(self, stage: str, step: int, total: int, *, image: Tensor, **metrics: Any) -> None:
+        """Record a step and tell the callback; tensors become floats (0-d) or lists.
+
+        Raises
+        ------
+        EarlyStop
+            With the image so far, where the callback returns True. It is not asked again.
+        """
         plain = {key: _plain(value) for key, value in metrics.items()}
         self.history.append({"stage": stage, "step": step, **plain})
-        if self._callback is not None:
-            self._callback(Progress(stage, step, total, plain))
+        if self._callback is not None and self._callback(Progress(stage, step, total, plain)) is True:
+            self._callback = None
+            self.warn(f"stopped by the callback after step {step} of {total} ({stage})")
+            raise EarlyStop(image)
 
     def note(self, **values: Any) -> None:
         """Record values that the solver chose by itself; they are stored with the settings."""
@@ -241,7 +258,8 @@ class Solver(ABC):
         generator
             The only source of randomness.
         callback
-            Called with a :class:`Progress` after every logged step.
+            Called with a :class:`Progress` after every logged step; returning True ends the work with the image so
+            far, an exception ends it without.
 
         Returns
         -------
@@ -267,7 +285,10 @@ class Solver(ABC):
         start = time.perf_counter()
         problem = _problem(measurement, operator, prior, text, generator, callback)
         with torch.no_grad():
-            image = self.solve(problem)
+            try:
+                image = self.solve(problem)
+            except EarlyStop as stop:
+                image = stop.image
             residual = problem.residual(image)
         if not bool(torch.isfinite(torch.view_as_real(image) if image.is_complex() else image).all()):
             raise NumericsError(

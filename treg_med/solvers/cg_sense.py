@@ -70,6 +70,7 @@ class CGSense(Solver):
                 "cg-sense",
                 step + 1,
                 _SEARCH_STEPS,
+                image=image,
                 residual=residual,
                 weight=weight,
                 iterations=result.iterations,
@@ -98,7 +99,7 @@ class CGSense(Solver):
             direction = remaining + following / energy.clamp_min(1e-30) * direction
             energy = following
             residual = problem.residual(image)
-            problem.log("cg-sense", step + 1, self.max_iterations, residual=residual)
+            problem.log("cg-sense", step + 1, self.max_iterations, image=image, residual=residual)
             active = active & (residual > self.target)
             if not bool(active.any()):
                 break

@@ -133,5 +133,5 @@ def to_noise_level(problem: Problem, image: Tensor, towards_data: Callable[[Tens
         residual = problem.residual(candidate)
         image = torch.where(per_image(fits), image, candidate)
         low, high = torch.where(residual > 1, middle, low), torch.where(residual > 1, high, middle)
-        problem.log("noise level", step + 1, _BISECTIONS, residual=residual)
+        problem.log("noise level", step + 1, _BISECTIONS, image=image, residual=residual)
     return image

@@ -10,7 +10,7 @@ from torch import Tensor
 from treg_med.errors import ConfigError
 from treg_med.priors.base import Prediction, Prior
 
-__all__ = ["DDIMStep", "ddim_steps", "steps_between"]
+__all__ = ["DDIMStep", "ddim_steps", "steps_at", "steps_between"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def ddim_steps(
     if steps > known:
         raise ConfigError(f"expected at most {known} steps, the length of the prior's schedule; got {steps}")
     timesteps = (torch.arange(steps - 1, -1, -1) * (known // steps) + 1).clamp_max(known - 1)
-    return _steps(prior, timesteps[:, None].expand(steps, len(like)), like, shift, last_alpha)
+    return steps_at(prior, timesteps[:, None].expand(steps, len(like)), like, shift, last_alpha)
 
 
 def steps_between(prior: Prior, steps: int, like: Tensor, first: Tensor, last: Tensor) -> list[DDIMStep]:
@@ -145,13 +145,13 @@ def steps_between(prior: Prior, steps: int, like: Tensor, first: Tensor, last: T
         for ratio in (first, last)
     )
     shares = torch.linspace(0, 1, steps, dtype=torch.float64)[:, None]
-    return _steps(prior, torch.lerp(top[None], bottom[None], shares).round().long(), like)
+    return steps_at(prior, torch.lerp(top[None], bottom[None], shares).round().long(), like)
 
 
-def _steps(
+def steps_at(
     prior: Prior, timesteps: Tensor, like: Tensor, shift: int = 0, last_alpha: float = 1.0
 ) -> list[DDIMStep]:
-    """Return the steps of timesteps ``(steps, n)``."""
+    """Return the steps of timesteps ``(steps, n)``; arguments as for `ddim_steps`."""
     levels = prior.alphas_cumprod.to(like)[(timesteps - shift).to(like.device)]
     alphas = torch.cat([levels, torch.full_like(levels[:1], last_alpha)])[..., None, None, None]
     told = timesteps.to(like.device)

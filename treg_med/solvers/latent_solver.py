@@ -12,7 +12,7 @@ from torch import Tensor
 from treg_med.errors import ConfigError
 from treg_med.guidance import Guidance
 from treg_med.operators import LinearOperator
-from treg_med.solvers.base import Problem, Solver, setting
+from treg_med.solvers.base import EarlyStop, Problem, Solver, setting
 from treg_med.solvers.data_step import CarriedPhase, PhaseAwareDataStep, to_noise_level
 from treg_med.solvers.ddim import DDIMStep, ddim_steps, steps_between
 from treg_med.solvers.prior_space import PriorSpace, codec_for
@@ -57,19 +57,25 @@ class LatentSolver(Solver):
         if not isinstance(problem.operator, LinearOperator):
             if not self.use_prior:
                 raise ConfigError("expected a linear operator for the control, which starts from total variation")
-            space = PriorSpace(problem, problem.prior, codec_for(problem, problem.prior))
-            return space.image(self.sample(space))
+            return self._sampled(PriorSpace(problem, problem.prior, codec_for(problem, problem.prior)))
         classical = TotalVariation().solve_phased(problem)
         codec = codec_for(problem, problem.prior, classical.image.abs())
         phase = CarriedPhase.of(classical, self.phase_width)
         start = codec.encode(phase.along(classical.image))
         rotation = phase.rotation if problem.operator.is_complex else None
         space = PriorSpace(problem, problem.prior, codec, rotation, start)
-        image = space.image(self.sample(space)) if self.use_prior else classical.image
+        image = self._sampled(space) if self.use_prior else classical.image
         magnitude, data = phase.along(image), PhaseAwareDataStep(problem, max_iter=_LAST_ITERATIONS)
         if self.final == "none":
             return image
         return to_noise_level(problem, image, lambda error, start: data(magnitude, phase, error, start=start))
+
+    def _sampled(self, space: PriorSpace) -> Tensor:
+        """Return the sample, or the estimate at which the callback stopped it, in working units."""
+        try:
+            return space.image(self.sample(space))
+        except EarlyStop as stop:
+            return stop.image
 
     def first(self, space: PriorSpace) -> tuple[Tensor, list[DDIMStep]]:
         """Return the first latent and the steps from its level on."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from treg_med.priors.base import Prior
+from treg_med.solvers.ddim import DDIMStep, steps_at
 
 __all__ = ["NoiseLevel", "encoder_gain", "noise_levels"]
 
@@ -18,18 +18,23 @@ _LARGEST_RATIO = 100.0
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """One step of the loop; every entry is ``(n,)``, one value per image.
+    """One step of the loop, with one value ``(n,)`` per image.
 
     Parameters
     ----------
     std : Tensor
         Level sigma_k of white noise in the prior's image units.
-    timestep : Tensor
-        Timestep of the prior whose latent noise has that level.
+    step : DDIMStep
+        Of the timesteps of the prior whose latent noise has that level.
     """
 
     std: Tensor
-    timestep: Tensor
+    step: DDIMStep
+
+    @property
+    def timestep(self) -> Tensor:
+        """Timesteps ``(n,)``."""
+        return self.step.timestep
 
 
 def encoder_gain(prior: Prior, image: Tensor) -> float:
@@ -44,8 +49,8 @@ def encoder_gain(prior: Prior, image: Tensor) -> float:
     return float(moved.square().mean().sqrt() / noise.square().mean().sqrt()) / _PROBE
 
 
-def noise_levels(prior: Prior, gain: float, first: Tensor, last: Tensor, steps: int) -> Iterator[NoiseLevel]:
-    """Yield levels that fall geometrically from `first` to `last` ``(n,)``, as the prior's timesteps allow.
+def noise_levels(prior: Prior, gain: float, first: Tensor, last: Tensor, steps: int) -> list[NoiseLevel]:
+    """Return levels that fall geometrically from `first` to `last` ``(n,)``, as the prior's timesteps allow.
 
     The level of a step is that of the nearest timestep from 1 on, so that the network is told the noise it gets.
     """
@@ -53,7 +58,7 @@ def noise_levels(prior: Prior, gain: float, first: Tensor, last: Tensor, steps: 
     ratios = ((1 - alphas) / alphas.clamp_min(1e-12)).sqrt().clamp_max(_LARGEST_RATIO).to(first)
     known = ratios / gain
     high, low = (level.clamp(known[1], known[-1]).log() for level in (first, last))
-    for step in range(steps):
-        wanted = torch.lerp(high, low, step / max(steps - 1, 1))
-        timestep = 1 + (known[1:].log() - wanted[:, None]).abs().argmin(1)
-        yield NoiseLevel(known[timestep], timestep)
+    shares = torch.linspace(0, 1, steps).to(first)[:, None]
+    wanted = torch.lerp(high[None], low[None], shares)
+    timesteps = 1 + (known[1:].log() - wanted[..., None]).abs().argmin(-1)
+    return [NoiseLevel(known[step.timestep], step) for step in steps_at(prior, timesteps, first)]

@@ -135,16 +135,21 @@ class PriorSpace:
     ) -> Prediction:
         """Return the guided estimates of the prior; counts the evaluations per image.
 
-        The conditions ``(n, ...)`` are those of the problem's text and of the empty text where none are given.
+        The conditions ``(n, ...)`` are those of the problem's text and of the empty text where none are given. Latents
+        may hold several copies of the batch, ``(k n, c, h, w)``.
         """
         self.step = step.index + 1
         guidance = Guidance.of(guidance)
         scale = guidance.at(step.index, step.total)
-        single = scale == 0 or (scale == 1 and guidance.renoise == "guided")
-        self.problem.nfe += len(latent) // self.count * (1 if single else 2)
+        limit = guidance.limit(self.codec)
+        single = scale == 0 or (scale == 1 and guidance.renoise == "guided" and limit is None)
+        copies = len(latent) // self.count
+        self.problem.nfe += copies * (1 if single else 2)
         text = self.condition(self.problem.text or "") if text is None else text
         null = self.condition("") if null is None else null
-        prediction = guided_prediction(self.prior, latent, step.timestep, text, null, scale, guidance.renoise)
+        text, null = (torch.cat([states] * copies) for states in (text, null))
+        timestep = step.timestep.repeat(copies)
+        prediction = guided_prediction(self.prior, latent, timestep, text, null, scale, guidance.renoise, limit)
         self._check(prediction.clean, "denoiser")
         return prediction
 
@@ -221,9 +226,14 @@ class PriorSpace:
 
     def log(self, stage: str, step: DDIMStep, image: Tensor) -> None:
         """Record a step with the residual of its image in noise units."""
-        residual = self.residual(image).reshape(self.batch_shape)
-        timestep = step.timestep.reshape(self.batch_shape)
-        self.problem.log(stage, step.index + 1, step.total, timestep=timestep, residual=residual)
+        self.problem.log(
+            stage,
+            step.index + 1,
+            step.total,
+            image=self.image(image),
+            timestep=step.timestep.reshape(self.batch_shape),
+            residual=self.residual(image).reshape(self.batch_shape),
+        )
 
     def _check(self, value: Tensor, component: str) -> Tensor:
         if not bool(torch.isfinite(value).all()):

@@ -136,6 +136,7 @@ class TotalVariation(Solver):
                 "complex tv",
                 state.iterations,
                 self.max_iterations,
+                image=work.batched(state.image),
                 residual=work.batched(residual),
                 weight=work.batched(weight),
                 change=work.batched(change),
@@ -174,6 +175,7 @@ class TotalVariation(Solver):
                 "phase-aware tv",
                 state.iterations,
                 self.max_iterations,
+                image=work.batched(state.complex_image),
                 residual=work.batched(residual),
                 weight=work.batched(weight),
                 change=work.batched(change),
@@ -242,8 +244,8 @@ class _Workspace:
         return self._problem.residual(image.reshape(*self.batch_shape, *image.shape[-2:])).reshape(-1)
 
     def batched(self, values: Tensor) -> Tensor:
-        """Give per-item values the batch shape of the problem."""
-        return values.reshape(self.batch_shape)
+        """Give values or images of every item the batch shape of the problem."""
+        return values.reshape((*self.batch_shape, *values.shape[1:]))
 
     def phased(self, image: Tensor, magnitude: Tensor, rotation: Tensor) -> PhasedImage:
         """Give the result the batch shape of the problem."""

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from treg_med.guidance import guided_prediction
+from treg_med.guidance import Guidance
 from treg_med.priors.base import Prediction, Prior
 from treg_med.solvers.base import Problem, Solver, per_image, setting
 from treg_med.solvers.data_step import CarriedPhase, PhaseAwareDataStep, to_noise_level
 from treg_med.solvers.noise_levels import NoiseLevel, encoder_gain, noise_levels
-from treg_med.solvers.prior_space import codec_for, real_noise, shared_noise
+from treg_med.solvers.prior_space import PriorSpace, codec_for, real_noise, shared_noise
 from treg_med.solvers.total_variation import TotalVariation
 
 __all__ = ["TReg"]
@@ -72,7 +72,7 @@ class TReg(Solver):
     )
     end_noise: float = setting(0.75, above=0.0, help="last noise level, in units of the data's noise per real part")
     steps: int = setting(24, minimum=1, maximum=1000, help="diffusion steps")
-    guidance_scale: float = setting(1.0, minimum=0.0, maximum=30.0, help="w of classifier-free guidance")
+    guidance_scale: float | Guidance = setting(1.0, minimum=0.0, maximum=30.0, help="w of classifier-free guidance")
     relaxation: float = setting(
         1.7, above=0.0, maximum=2.0, help="step towards the prior's estimate; 1 takes it whole, as the last step does"
     )
@@ -100,7 +100,7 @@ class TReg(Solver):
         codec = codec_for(problem, prior, classical.image.abs())
         units = 2 * torch.as_tensor(codec.scale, device=magnitude.device)  # of the prior's range per working unit
         data = PhaseAwareDataStep(problem, max_iter=self.data_iterations)
-        condition = self._conditions(problem, prior)
+        space = PriorSpace(problem, prior, codec)
         current = denoised = codec.encode(magnitude)
         levels = self._levels(problem, prior, current, units)
         if self.start == "noise":
@@ -111,7 +111,7 @@ class TReg(Solver):
             if self.use_prior:
                 known = prior.encode(current)
                 latent = self._noised(problem, prior, known, estimate, level, own)
-                estimate = self._prior_step(problem, prior, latent, level.timestep, condition)
+                estimate = space.predict(latent, level.step, self.guidance_scale)
                 seen = prior.decode(estimate.clean.unflatten(0, (-1, len(known))).mean(0))
                 denoised = seen + _soft_threshold(current - prior.decode(known), own)
             if step == len(levels) - 1:
@@ -124,12 +124,14 @@ class TReg(Solver):
                 phase = phase.refined(image)
                 magnitude = phase.along(image)
                 own = torch.minimum(self._own_noise(problem, units, error), level.std)
+            image = magnitude * phase.rotation
             problem.log(
                 "treg",
                 step + 1,
                 len(levels),
+                image=image,
                 timestep=level.timestep.reshape(problem.batch_shape),
-                residual=problem.residual(magnitude * phase.rotation),
+                residual=problem.residual(image),
             )
             current = codec.encode(magnitude)
         return to_noise_level(
@@ -143,19 +145,12 @@ class TReg(Solver):
         last = (self.end_noise * real_noise(problem) * units).reshape(-1)
         start = 2 * self.start_noise if self.start == "classical" else math.inf
         gain = encoder_gain(prior, current)
-        return list(noise_levels(prior, gain, last.clamp_min(start), last, self.steps))
+        return noise_levels(prior, gain, last.clamp_min(start), last, self.steps)
 
     def _own_noise(self, problem: Problem, units: Tensor, error: Tensor) -> Tensor:
         """Noise of the data in the image after a data step that weighed the prior by sigma^2 / error^2."""
         share = 1 / (1 + (problem.noise_std / error).square())
         return (self.own_noise * real_noise(problem) * units * share).reshape(-1)
-
-    def _conditions(self, problem: Problem, prior: Prior) -> tuple[Tensor, Tensor]:
-        text, null = prior.embed([problem.text or "", ""]).to(problem.y.device).unsqueeze(1).unbind()
-        for message in prior.text_warnings(problem.text or ""):
-            problem.warn(message)
-        count = math.prod(problem.batch_shape) * (2 if self.antithetic else 1)
-        return text.expand(count, *text.shape[1:]), null.expand(count, *null.shape[1:])
 
     def _noised(
         self,
@@ -179,19 +174,6 @@ class TReg(Solver):
         memory = (1 - alpha).sqrt() if self.noise_memory is None else torch.full_like(alpha, self.noise_memory)
         mixed = alpha * known + (1 - alpha) * before.clean
         return alpha.sqrt() * mixed + spread * (memory * before.noise + (1 - memory**2).sqrt() * noise)
-
-    def _prior_step(
-        self,
-        problem: Problem,
-        prior: Prior,
-        latent: Tensor,
-        timestep: Tensor,
-        condition: tuple[Tensor, Tensor],
-    ) -> Prediction:
-        """Return the guided noise and clean latents."""
-        repeats = len(latent) // len(timestep)
-        problem.nfe += repeats * (1 if self.guidance_scale in (0, 1) else 2)
-        return guided_prediction(prior, latent, timestep.repeat(repeats), *condition, self.guidance_scale)
 
 
 def _soft_threshold(image: Tensor, threshold: Tensor) -> Tensor:

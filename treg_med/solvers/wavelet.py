@@ -61,6 +61,7 @@ class Wavelet(Solver):
                 "wavelet",
                 state.iterations,
                 self.max_iterations,
+                image=state.image,
                 residual=residual,
                 weight=weight,
                 change=change,
