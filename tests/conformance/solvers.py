@@ -20,7 +20,7 @@ from torch import Tensor
 
 from treg_med.data.records import Measurement, Reconstruction
 from treg_med.errors import ConfigError, GeometryError, NumericsError
-from treg_med.operators import CartesianMRI, birdcage_maps, complex_gaussian_noise, random_mask
+from treg_med.operators import CartesianMRI, Inpainting, birdcage_maps, complex_gaussian_noise, random_mask
 from treg_med.priors import GaussianPrior
 from treg_med.solvers import Progress, available_presets, get_solver
 from treg_med.solvers.base import Solver, residual_in_noise_units
@@ -184,6 +184,25 @@ def check_progress(case: SolverCase) -> None:
         _close(stopped.image, rec.image, 0.1)
 
 
+def check_identity(case: SolverCase) -> None:
+    """With A = 1 and no noise the data come back, to the fraction of them that stands for no noise."""
+    image = _phantom().abs()
+    operator = Inpainting(torch.ones(SHAPE, dtype=torch.bool))
+    rec = _run(case, Measurement(y=operator(image), operator=operator, noise_std=0.0))
+    assert any("noise_std is below" in message for message in rec.warnings)
+    assert float((rec.image - image).abs().max()) < 3e-4
+
+
+def check_autocast(case: SolverCase) -> None:
+    """Under bf16 autocast the image moves by no more than rounding would have it."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = _run(case)
+    exact = _run(case)
+    assert rounded.image.dtype == exact.image.dtype
+    _close(rounded.image, exact.image, 0.05)
+    assert abs(rounded.residual - exact.residual) < 0.05
+
+
 def check_noise_estimate(case: SolverCase) -> None:
     """An unknown noise level is estimated and the record says so."""
     rec = _run(case, replace(measurement(), noise_std=None))
@@ -228,6 +247,8 @@ CHECKS: tuple[Callable[[SolverCase], None], ...] = (
     check_units,
     check_batch,
     check_progress,
+    check_identity,
+    check_autocast,
     check_noise_estimate,
     check_bad_input,
     check_presets_and_pickle,
