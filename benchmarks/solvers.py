@@ -1,6 +1,7 @@
 """Every method on the same slices of unseen subjects: four MR acquisitions, inpainting and super-resolution.
 
-    python benchmarks/solvers.py --slices brain_mr_slices_2d.h5 --per-subject 8
+    python benchmarks/solvers.py --slices brain_mr_slices_2d.h5 --per-subject 8 --out rows.json
+    python benchmarks/solvers.py --tables rows.json
 
 MR as in mri_quality.py; inpainting keeps half of the pixels at random, super-resolution means over 4 x 4 pixels; both
 with noise 35 dB below the image maximum. Every method runs with its default preset, or the one behind the colon, in a
@@ -100,35 +101,54 @@ def rows_of(method: str, task: str, arguments: argparse.Namespace) -> list[dict[
     return rows
 
 
+HEAD = "| method | PSNR dB | SSIM | residual | NFE | s | peak MiB |\n|---|--:|--:|--:|--:|--:|--:|"
+
+
+def line(method: str, rows: list[dict[str, Any]]) -> str:
+    """One row of the table: mean and standard error over subjects, means over slices, the largest peak."""
+    subjects = [row["subject"] for row in rows]
+    psnr, ssim = (by_subject([row[key] for row in rows], subjects) for key in ("psnr", "ssim"))
+    residual, nfe, seconds = (np.mean([row[key] for row in rows]) for key in ("residual", "nfe", "seconds"))
+    peak = max(row["peak_mib"] for row in rows)
+    return f"| {method} | {psnr} | {ssim} | {residual:.2f} | {nfe:.0f} | {seconds:.1f} | {peak:.0f} |"
+
+
+def tables(files: list[Path]) -> None:
+    """Print the tables of rows saved before, the best method of each task first."""
+    records = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+    for task in TASKS:
+        by_method: dict[str, list[dict[str, Any]]] = {}
+        for row in records:
+            if row["task"] == task:
+                by_method.setdefault(row["method"], []).append(row)
+        if not by_method:
+            continue
+        print(f"\n## {task}\n\n{HEAD}")
+        for method in sorted(by_method, key=lambda name: -np.mean([row["psnr"] for row in by_method[name]])):
+            print(line(method, by_method[method]))
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Print one table per task and write all rows as JSON."""
     records = []
     for task in arguments.tasks:
-        print(f"\n## {task}\n\n| method | PSNR dB | SSIM | residual | NFE | s | peak MiB |", flush=True)
-        print("|---|--:|--:|--:|--:|--:|--:|", flush=True)
+        print(f"\n## {task}\n\n{HEAD}", flush=True)
         for method in arguments.methods:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(1, mp_context=context) as pool:
                 rows = pool.submit(rows_of, method, task, arguments).result()
             records += rows
-            subjects = [row["subject"] for row in rows]
-            psnr, ssim = (by_subject([row[key] for row in rows], subjects) for key in ("psnr", "ssim"))
-            mean = {key: float(np.mean([row[key] for row in rows])) for key in ("residual", "nfe", "seconds")}
-            peak = max(row["peak_mib"] for row in rows)
-            print(
-                f"| {method} | {psnr} | {ssim} | {mean['residual']:.2f} | {mean['nfe']:.0f} | {mean['seconds']:.1f} "
-                f"| {peak:.0f} |",
-                flush=True,
-            )
-    if arguments.out:
-        arguments.out.write_text(json.dumps(records), encoding="utf-8")
+            print(line(method, rows), flush=True)
+            if arguments.out:
+                arguments.out.write_text(json.dumps(records), encoding="utf-8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--slices", type=Path, required=True)
+    parser.add_argument("--slices", type=Path)
+    parser.add_argument("--tables", type=Path, nargs="+", help="print the tables of files written with --out")
     parser.add_argument("--split", default="val")
     parser.add_argument("--prior", type=Path, default=None)
     parser.add_argument("--per-subject", type=int, default=8)
@@ -136,4 +156,7 @@ if __name__ == "__main__":
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
-    run(parser.parse_args())
+    chosen = parser.parse_args()
+    if (chosen.slices is None) == (chosen.tables is None):
+        parser.error("give either --slices or --tables")
+    tables(chosen.tables) if chosen.tables else run(chosen)

@@ -79,7 +79,9 @@ class LDPS(LatentSolver):
             if self.rule == "norm":
                 return misfit + gluing
             variance = space.misfit_variance(step, self.error)
-            return (misfit.square() + gluing.square() / space.gain**2) / (2 * variance)
+            # What is glued lies in latents; the gains bring it to the units of the data.
+            glued = gluing * space.norm() / space.gain
+            return (misfit.square() + glued.square()) / (2 * variance)
 
         prediction, image, gradient = space.differentiated(latent, step, self.guidance_scale, objective)
         space.log(self.name, step, image)
