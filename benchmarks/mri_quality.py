@@ -32,7 +32,7 @@ from treg_med.training.captions import counterfactuals
 from treg_med.training.slices import CaptionedSlices
 
 NOISE_STD = 10 ** (-35 / 20)
-CENTRE = {4: 0.08, 8: 0.04}
+CENTRE = {4: 0.08, 8: 0.04, 12: 0.03, 16: 0.025, 24: 0.02}
 
 
 @dataclass(frozen=True)

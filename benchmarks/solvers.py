@@ -14,7 +14,7 @@ import argparse
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -53,15 +53,30 @@ def measured(task: str, slices: CaptionedSlices, per_subject: int) -> Iterator[C
     if task in MR:
         yield from cases(slices, per_subject, *MR[task])
         return
-    # The same slices as for MR, without its phase.
+    if task.startswith("super-resolution"):
+        yield from blocks(slices, per_subject, 4)
+        return
+    yield from real_cases(
+        slices,
+        per_subject,
+        lambda shape, generator: Inpainting(random_pixel_mask(shape, 0.5, generator=generator)),
+    )
+
+
+def blocks(slices: CaptionedSlices, per_subject: int, factor: int) -> Iterator[Case]:
+    """Slices of every subject as means over blocks of pixels."""
+    return real_cases(slices, per_subject, lambda shape, _: SuperResolution(shape, factor))
+
+
+def real_cases(
+    slices: CaptionedSlices,
+    per_subject: int,
+    make: Callable[[tuple[int, int], torch.Generator], LinearOperator],
+) -> Iterator[Case]:
+    """The same slices as for MR, without its phase, under a forward model made for each."""
     for number, case in enumerate(cases(slices, per_subject, 1, 4)):
         generator = torch.Generator().manual_seed(2000 + number)
-        shape = (case.reference.shape[0], case.reference.shape[1])
-        operator: LinearOperator
-        if task.startswith("inpainting"):
-            operator = Inpainting(random_pixel_mask(shape, 0.5, generator=generator))
-        else:
-            operator = SuperResolution(shape, 4)
+        operator = make((case.reference.shape[0], case.reference.shape[1]), generator)
         noise = gaussian_noise(operator.range_shape, NOISE_STD, generator)
         y = operator(case.reference) + noise * getattr(operator, "mask", 1.0)
         measurement = Measurement(y=y, operator=operator, noise_std=NOISE_STD, provenance={"simulated": True})
