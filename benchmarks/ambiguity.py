@@ -29,8 +29,8 @@ circle give the same data, whatever the oversampling. Images of {SIDE} x {SIDE} 
 two modes, a drawn head and its half turn, with a smooth variation of 0.1; without a word both are equally likely, a
 word names one. The truth is upright in every problem. Method: `ldps`, {STEPS} steps, from noise.
 
-*upright*: the draw is nearer to the truth than to its half turn. The embedded
-prior could not show this: it has seen heads upright only and needs no word to choose.
+*upright*: the draw is nearer to the truth than to its half turn. The embedded prior could not show this: it has seen
+heads upright only and needs no word to choose.
 
 | text | upright draws | rms to the nearer | rms to the other | residual |
 |---|--:|--:|--:|--:|"""
@@ -50,6 +50,11 @@ class Draw:
         away = (self.image - self.truth, self.image - self.truth.rot90(2))
         upright, turned = (float(error.square().mean().sqrt()) for error in away)
         return upright, turned
+
+    @property
+    def upright(self) -> bool:
+        """Whether the draw is nearer to the truth than to its half turn."""
+        return self.distances[0] < self.distances[1]
 
 
 def head() -> Tensor:
@@ -101,7 +106,7 @@ def draw_figure(found: dict[str, list[Draw]], path: Path) -> None:
             axis.set_title(title, fontsize=8)
             axis.set_xticks([])
             axis.set_yticks([])
-        upright = sum(draw.distances[0] < draw.distances[1] for draw in found[word])
+        upright = sum(draw.upright for draw in found[word])
         label = f'"{word}"' if word else "no word"
         row[0].set_ylabel(f"{label}\n{upright} of {len(found[word])} upright", fontsize=9)
     figure.savefig(path, dpi=130)
@@ -119,7 +124,7 @@ def main() -> None:
     print(TEXT)
     for word, drawn in found.items():
         distances = torch.tensor([draw.distances for draw in drawn])
-        upright = int((distances[:, 0] < distances[:, 1]).sum())
+        upright = sum(draw.upright for draw in drawn)
         near, far = distances.amin(1).mean(), distances.amax(1).mean()
         residual = sum(draw.residual for draw in drawn) / len(drawn)
         print(f"| {word or '(none)'} | {upright} of {len(drawn)} | {near:.3f} | {far:.3f} | {residual:.2f} |")

@@ -15,7 +15,7 @@ from treg_med.errors import ConfigError, GeometryError
 from treg_med.priors.base import Prediction, Prior
 from treg_med.settings import check_settings, setting
 
-__all__ = ["AdaptiveNegation", "Guidance", "JointScorer", "guided_prediction"]
+__all__ = ["AdaptiveNegation", "Guidance", "JointScorer", "guided_prediction", "single_pass"]
 
 # Adam's guard against division by zero, part of the published update.
 _ADAM_EPSILON = 1e-8
@@ -56,10 +56,8 @@ def guided_prediction(
     Ho, Salimans: Classifier-Free Diffusion Guidance, arXiv 2207.12598. Chung et al.: CFG++, ICLR 2025,
     arXiv 2406.08070.
     """
-    if guidance_scale == 1 and renoise == "guided" and limit is None:
-        return prior.predict(latent, timestep, text)
-    if guidance_scale == 0:
-        return prior.predict(latent, timestep, null)
+    if single_pass(guidance_scale, renoise, limit):
+        return prior.predict(latent, timestep, text if guidance_scale else null)
     twice = timestep.repeat(2) if isinstance(timestep, Tensor) else timestep
     both = prior.predict(torch.cat([latent, latent]), twice, torch.cat([null, text]))
     noise_null, noise_text = both.noise.chunk(2)
@@ -72,6 +70,11 @@ def guided_prediction(
         alpha = prior.alphas_cumprod.to(latent)[timestep].reshape(-1, 1, 1, 1)
         noise = (latent - alpha.sqrt() * clean) / (1 - alpha).sqrt()
     return Prediction(noise if renoise == "guided" else noise_null, clean)
+
+
+def single_pass(guidance_scale: float, renoise: str, limit: Callable[[Tensor], Tensor] | None) -> bool:
+    """Whether `guided_prediction` needs one network pass instead of two."""
+    return guidance_scale == 0 or (guidance_scale == 1 and renoise == "guided" and limit is None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ class LDPS(LatentSolver):
         latent, steps = self.first(space)
         for step in steps:
             prediction, gradient = self._estimate(space, latent, step)
-            noise = None if self.eta == 0 else space.noise_like(latent)
+            noise = space.fresh_noise(latent, self.eta)
             if self.rule == "norm":
                 size = self.step_size * (step.next_alpha.sqrt() if self.scaled_step else 1.0)
                 latent = step(prediction, noise, self.eta) - size * gradient

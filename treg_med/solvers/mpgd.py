@@ -57,6 +57,6 @@ class MPGD(LatentSolver):
             for _ in range(0 if self.at_end(step) else self.inner_steps):
                 image = image - size * space.backproject(space.misfit(image))
             space.log(self.name, step, image)
-            noise = None if self.eta == 0 else space.noise_like(latent)
+            noise = space.fresh_noise(latent, self.eta)
             latent = step(Prediction(prediction.noise, space.encode(image)), noise, self.eta)
         return image

@@ -68,6 +68,6 @@ class P2L(LatentSolver):
                 image = space.data_step(image, weight, max_iter=self.iterations)
                 clean = space.encode(image)
             space.log(self.name, step, image)
-            noise = None if self.eta == 0 else space.noise_like(latent)
+            noise = space.fresh_noise(latent, self.eta)
             latent = step(Prediction(prediction.noise, clean), noise, self.eta)
         return image

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from treg_med.codec import ImageCodec
 from treg_med.errors import NumericsError
-from treg_med.guidance import Guidance, guided_prediction
+from treg_med.guidance import Guidance, guided_prediction, single_pass
 from treg_med.operators import NonlinearOperator, conjugate_gradient
 from treg_med.priors.base import Prediction, Prior
 from treg_med.solvers.base import Problem, measured_samples, per_image
@@ -142,9 +142,8 @@ class PriorSpace:
         guidance = Guidance.of(guidance)
         scale = guidance.at(step.index, step.total)
         limit = guidance.limit(self.codec)
-        single = scale == 0 or (scale == 1 and guidance.renoise == "guided" and limit is None)
         copies = len(latent) // self.count
-        self.problem.nfe += copies * (1 if single else 2)
+        self.problem.nfe += copies * (1 if single_pass(scale, guidance.renoise, limit) else 2)
         text = self.condition(self.problem.text or "") if text is None else text
         null = self.condition("") if null is None else null
         text, null = (torch.cat([states] * copies) for states in (text, null))
@@ -189,6 +188,10 @@ class PriorSpace:
     def noise_like(self, latent: Tensor) -> Tensor:
         """Draw white noise of the shape of latents, the same for every item of the batch."""
         return shared_noise(latent, self.problem.generator)
+
+    def fresh_noise(self, latent: Tensor, eta: float | None) -> Tensor | None:
+        """Draw the fresh noise of a DDIM step, none where eta is zero."""
+        return None if eta == 0 else self.noise_like(latent)
 
     def blank_latent(self) -> Tensor:
         """Return the latents ``(n, c, h, w)`` of grey images."""
