@@ -25,7 +25,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from treg_med.data.records import Measurement
-from treg_med.operators import CartesianMRI, birdcage_maps, complex_gaussian_noise, random_mask
+from treg_med.operators import CartesianMRI, birdcage_maps, complex_gaussian_noise, radial_mask, random_mask
 from treg_med.priors import LatentPrior
 from treg_med.solvers import get_solver
 from treg_med.training.captions import counterfactuals
@@ -56,8 +56,10 @@ def smooth_random_phase(shape: tuple[int, int], generator: torch.Generator) -> T
     return field / field.std() * 0.8 + 2 * math.pi * torch.rand(1, generator=generator)
 
 
-def cases(slices: CaptionedSlices, per_subject: int, coils: int, acceleration: int) -> Iterator[Case]:
-    """Evenly spaced slices of every subject, measured with a mask and noise of their own."""
+def cases(
+    slices: CaptionedSlices, per_subject: int, coils: int, acceleration: int, *, radial: bool = False
+) -> Iterator[Case]:
+    """Evenly spaced slices of every subject, measured with a mask and noise of their own; radial: that many lines."""
     for subject in sorted(set(slices.subjects)):
         rows = [i for i, s in enumerate(slices.subjects) if s == subject]
         chosen = [rows[int((k + 0.5) * len(rows) / per_subject)] for k in range(per_subject)]
@@ -66,7 +68,11 @@ def cases(slices: CaptionedSlices, per_subject: int, coils: int, acceleration: i
             generator = torch.Generator().manual_seed(1000 * acceleration + i)
             reference = slices.images[i, 0].float() / 255
             shape = (reference.shape[0], reference.shape[1])
-            mask = random_mask(shape, acceleration, CENTRE[acceleration], generator=generator)
+            mask = (
+                radial_mask(shape, acceleration)
+                if radial
+                else random_mask(shape, acceleration, CENTRE[acceleration], generator=generator)
+            )
             maps = birdcage_maps(coils, shape) if coils > 1 else None
             operator = CartesianMRI(mask.mask, sensitivity_maps=maps)
             image = torch.polar(reference, smooth_random_phase(shape, generator))

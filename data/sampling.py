@@ -15,13 +15,14 @@ from treg_med.operators.masks import (
     gaussian_mask_1d,
     gaussian_mask_2d,
     poisson_disc_mask,
+    radial_mask,
     random_mask,
 )
 
 __all__ = ["MASK_KINDS", "child_generator", "make_mask"]
 
 #: Names of the patterns; "full" samples everything.
-MASK_KINDS = ("random", "equispaced", "gaussian-1d", "gaussian-2d", "poisson-disc", "full")
+MASK_KINDS = ("random", "equispaced", "gaussian-1d", "gaussian-2d", "poisson-disc", "radial", "full")
 # Four times undersampled with 8 % of the columns in the centre, eight times with 4 %: the pairs of the
 # fastMRI challenge.
 _CENTER_TIMES_ACCELERATION = 0.32
@@ -86,7 +87,19 @@ def make_mask(
         default = min(1.0, _CENTER_TIMES_ACCELERATION / acceleration)
         center = default if center_fraction is None else center_fraction
         return _COLUMN_PATTERNS[kind](shape, acceleration, center, generator=generator)
+    if kind == "radial":
+        return _radial(shape, acceleration, math.pi * float(torch.rand((), generator=generator)))
     share = _CALIBRATION_SHARE * shape[0] * shape[1] / acceleration
     block = min(_LARGEST_CALIBRATION, *shape, math.isqrt(int(share)))
     make_2d = gaussian_mask_2d if kind == "gaussian-2d" else poisson_disc_mask
     return make_2d(shape, acceleration, block, generator=generator)
+
+
+def _radial(shape: tuple[int, int], acceleration: float, angle: float) -> SamplingMask:
+    """Spokes at golden angles until as much is sampled as asked for: they overlap in the centre."""
+    fewest = max(1, round(min(shape) / acceleration))
+    for spokes in range(fewest, 4 * max(shape)):
+        mask = radial_mask(shape, spokes, golden_angle=True, first_angle=angle)
+        if mask.acceleration <= acceleration:
+            break
+    return mask

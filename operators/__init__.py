@@ -29,6 +29,7 @@ from treg_med.operators.masks import (
     gaussian_mask_1d,
     gaussian_mask_2d,
     poisson_disc_mask,
+    radial_mask,
     random_mask,
 )
 from treg_med.operators.noise import (
@@ -82,6 +83,7 @@ __all__ = [
     "gaussian_noise",
     "motion_kernel",
     "poisson_disc_mask",
+    "radial_mask",
     "random_mask",
     "random_pixel_mask",
 ]

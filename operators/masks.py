@@ -21,6 +21,7 @@ __all__ = [
     "gaussian_mask_1d",
     "gaussian_mask_2d",
     "poisson_disc_mask",
+    "radial_mask",
     "random_mask",
 ]
 
@@ -238,6 +239,57 @@ def poisson_disc_mask(
             f"{reached:.3g}, not {acceleration:g}; change calibration_size, acceleration or tolerance"
         )
     return SamplingMask.of(torch.from_numpy(best), "poisson-disc")
+
+
+def radial_mask(
+    shape: tuple[int, int], spokes: int, *, golden_angle: bool = False, first_angle: float = 0.0
+) -> SamplingMask:
+    r"""Sample the grid positions nearest to straight lines through the centre of k-space.
+
+    Spoke k lies at :math:`\theta_k = \theta_0 + k \pi / n`, or :math:`k \pi (\sqrt 5 - 1) / 2` with `golden_angle`, and
+    has one position in every column, or in every row where it is steeper than the diagonal; angles are in units of the
+    sampled box. By the Fourier slice theorem these are n views of a parallel-beam projection, on a grid. Pseudo-radial:
+    true radial data lie between grid positions.
+
+    Parameters
+    ----------
+    shape
+        ``(H, W)``.
+    spokes
+        n >= 1.
+    golden_angle
+        Whether angles advance by the golden angle.
+    first_angle
+        :math:`\theta_0` in rad, from the direction of columns (along a row).
+
+    Raises
+    ------
+    ConfigError
+        For bad parameters.
+
+    Winkelmann et al.: An Optimal Radial Profile Order Based on the Golden Ratio, IEEE Trans. Med. Imaging 26 (2007) 68.
+    """
+    height, width = _checked_pattern(shape, 1.0)
+    if isinstance(spokes, bool) or not isinstance(spokes, int) or spokes < 1 or not math.isfinite(first_angle):
+        raise ConfigError(f"expected at least 1 spoke and a finite first_angle, got {spokes!r} and {first_angle!r}")
+    step = math.pi * ((math.sqrt(5) - 1) / 2 if golden_angle else 1 / spokes)
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    columns, rows = torch.arange(width) - width // 2, torch.arange(height) - height // 2
+    for k in range(spokes):
+        along, across = math.cos(first_angle + k * step), math.sin(first_angle + k * step)
+        if abs(along) >= abs(across):
+            _mark(mask, (columns * (across / along) * (height / width)).round().long(), columns)
+        else:
+            _mark(mask, rows, (rows * (along / across) * (width / height)).round().long())
+    return SamplingMask.of(mask, "radial")
+
+
+def _mark(mask: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """Set positions counted from the centre; those outside are passed over."""
+    height, width = mask.shape
+    rows, columns = rows + height // 2, columns + width // 2
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    mask[rows[inside], columns[inside]] = True
 
 
 def _poisson_disc(order: np.ndarray, radius: np.ndarray) -> np.ndarray:

@@ -7,13 +7,12 @@ Song, Meng, Ermon: Denoising Diffusion Implicit Models, ICLR 2021, arXiv 2010.02
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
 from treg_med.guidance import guided_prediction
 from treg_med.priors.base import Prior
+from treg_med.solvers.ddim import steps_at
 
 __all__ = ["draw_samples"]
 
@@ -29,10 +28,7 @@ def draw_samples(
     null = prior.embed([""]).expand(count, *text.shape[1:])
     total = len(prior.alphas_cumprod)
     # Spacing from the end: the first step must be told that nothing but noise is there.
-    timesteps = [round(total * (steps - k) / steps) - 1 for k in range(steps)]
-    for now, then in pairwise(timesteps):
-        estimate = guided_prediction(prior, latent, now, text, null, guidance_scale)
-        alpha = prior.alphas_cumprod[then].to(latent)
-        latent = alpha.sqrt() * estimate.clean + (1 - alpha).sqrt() * estimate.noise
-    clean = guided_prediction(prior, latent, timesteps[-1], text, null, guidance_scale).clean
-    return ((prior.decode(clean)[:, 0] + 1) / 2).clamp(0, 1)
+    timesteps = torch.tensor([round(total * (steps - k) / steps) - 1 for k in range(steps)])
+    for step in steps_at(prior, timesteps[:, None].expand(-1, count), latent):
+        latent = step(guided_prediction(prior, latent, step.timestep, text, null, guidance_scale))
+    return ((prior.decode(latent)[:, 0] + 1) / 2).clamp(0, 1)

@@ -180,7 +180,7 @@ def test_pixels_that_are_not_square_are_drawn_in_proportion() -> None:
     assert Reconstruction(m.target, measurement=m).show().axes[0].get_aspect() == 0.5
 
 
-@pytest.mark.parametrize("kind", ["random", "equispaced", "gaussian-2d", "poisson-disc", "full"])
+@pytest.mark.parametrize("kind", ["random", "equispaced", "gaussian-2d", "poisson-disc", "radial", "full"])
 @pytest.mark.parametrize("coils", [1, 4])
 def test_the_scale_brings_the_image_to_about_one(kind: str, coils: int) -> None:
     image = 300 * brain_phantom((96, 80)).abs()

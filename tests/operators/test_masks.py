@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,7 @@ from treg_med.operators import (
     gaussian_mask_1d,
     gaussian_mask_2d,
     poisson_disc_mask,
+    radial_mask,
     random_mask,
 )
 
@@ -164,3 +166,32 @@ def test_other_bad_settings_are_one_typed_error() -> None:
         poisson_disc_mask((32, 32), 4, 4, tolerance=-1.0, generator=_generator())
     with pytest.raises(ConfigError, match="reaches acceleration"):
         poisson_disc_mask((16, 16), 9, 5, tolerance=1e-6, generator=_generator())
+
+
+def test_spokes_are_lines_through_the_centre() -> None:
+    row, cross = radial_mask((20, 30), 1).mask, radial_mask((20, 30), 2)
+    assert bool(row[10].all()) and int(row.sum()) == 30
+    assert bool(cross.mask[10].all() and cross.mask[:, 15].all()) and int(cross.mask.sum()) == 49
+    assert cross.acceleration == pytest.approx(600 / 49) and cross.kind == "radial"
+    diagonal = radial_mask((16, 16), 1, first_angle=math.pi / 4).mask
+    assert torch.equal(diagonal, torch.eye(16, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("golden", [False, True])
+def test_more_spokes_sample_more_and_always_the_centre(golden: bool) -> None:
+    counts = []
+    for spokes in (5, 10, 20, 40):
+        result = radial_mask((64, 48), spokes, golden_angle=golden)
+        assert bool(result.mask[32, 24])
+        # Apart from the first row and column of an even grid, an image's transform is sampled with its conjugate.
+        inner = result.mask[1:, 1:]
+        assert torch.equal(inner, inner.flip(0, 1))
+        counts.append(int(result.mask.sum()))
+    assert counts == sorted(set(counts))
+    assert 20 * 48 * 0.6 < counts[2] < 20 * 64
+
+
+@pytest.mark.parametrize("spokes", [0, -3, 2.5, True])
+def test_spokes_are_counted(spokes: object) -> None:
+    with pytest.raises(ConfigError, match="spoke"):
+        radial_mask((8, 8), spokes)  # type: ignore[arg-type]

@@ -246,6 +246,11 @@ steps = 2
 batch = 4
 slices = 6
 phantoms = 2
+[scorer]
+steps = 2
+batch = 4
+slices = 6
+phantoms = 2
 [denoiser]
 samples = 16
 batch = 4
@@ -270,7 +275,9 @@ def test_command_trains_everything_and_two_processes_share_the_denoiser(slice_fi
     assert begun.returncode == 0 and "unfinished" in begun.stdout and not (tmp_path / "prior").exists(), begun.stderr
     done = treg_med("train", "all", *data, "--out", tmp_path / "prior", "--resume")
     assert done.returncode == 0, done.stderr
-    assert LatentPrior.from_pretrained(tmp_path / "prior").card["training"]["samples"] == 16
+    prior = LatentPrior.from_pretrained(tmp_path / "prior")
+    assert prior.card["training"]["samples"] == 16
+    assert prior.scorer is not None and set(prior.card["metrics"]["scorer_right_wins"]["phantoms"]) >= {"plane", "side"}
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     kept = treg_med("train", "export", *data, "--out", tmp_path / "mine")

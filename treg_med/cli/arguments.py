@@ -40,7 +40,7 @@ Reader = Annotated[
     typer.Option("--reader", metavar="NAME=VALUE", help="Option of the reader, e.g. acceleration=8."),
 ]
 Acceleration = Annotated[float, typer.Option(help="Undersampling of simulated k-space.")]
-Mask = Annotated[str, typer.Option(help="equispaced, random, gaussian-1d, gaussian-2d or poisson-disc.")]
+Mask = Annotated[str, typer.Option(help="equispaced, random, gaussian-1d, gaussian-2d, poisson-disc or radial.")]
 Coils = Annotated[int, typer.Option(help="Number of simulated receive coils.")]
 Noise = Annotated[float, typer.Option(help="Noise of simulated k-space, as a fraction of the image maximum.")]
 TimeLimit = Annotated[float | None, typer.Option(help="Seconds after which to stop and save.")]

@@ -25,10 +25,14 @@ __all__ = ["STEPS", "Job", "run"]
 _UNFINISHED = "unfinished"
 
 #: Step -> the checkpoint that it leaves while it is unfinished, where it has one.
-STEPS = {"vae": "autoencoder.ckpt", "text": None, "words": None, "unet": "denoiser.ckpt"}
+STEPS = {"vae": "autoencoder.ckpt", "text": None, "words": None, "scorer": None, "unet": "denoiser.ckpt"}
 
 #: Steps whose training leaves no checkpoint, their parts and methods: it is done, or it starts again.
-_SHORT = {"text": (("tokenizer", "text_encoder"), "train_text"), "words": (("word_map",), "train_word_map")}
+_SHORT = {
+    "text": (("tokenizer", "text_encoder"), "train_text"),
+    "words": (("word_map",), "train_word_map"),
+    "scorer": (("scorer",), "train_scorer"),
+}
 
 
 @dataclass(frozen=True)

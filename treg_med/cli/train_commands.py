@@ -108,6 +108,19 @@ def words(
 
 
 @train_app.command()
+def scorer(
+    config: Config,
+    work: Work = Path("checkpoints"),
+    data: DataFolder = None,
+    initial: Initial = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Train the scorer, which says how well a sentence fits a picture."""
+    _train(("scorer",), config, work, data, initial, threads, as_json)
+
+
+@train_app.command()
 def unet(
     config: Config,
     work: Work = Path("checkpoints"),
@@ -142,7 +155,7 @@ def train_all(
 ) -> None:
     """Train every part and export the prior."""
     _train(
-        ("vae", "text", "words", "unet", "export"), config, work, data, None, threads, as_json,
+        ("vae", "text", "words", "scorer", "unet", "export"), config, work, data, None, threads, as_json,
         out=out, time_limit=time_limit, resume=resume, fresh=fresh, device=device,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ __all__ = ["PRIOR_CARD", "FolderOptions", "read_card", "value_range", "write_car
 
 PRIOR_CARD = "prior.json"
 
-_ROLES = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
+_ROLES = ("vae", "unet", "scheduler", "text_encoder", "tokenizer", "scorer")
 
 
 @dataclass(frozen=True)

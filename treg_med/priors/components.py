@@ -11,7 +11,7 @@ import torch
 
 from treg_med.errors import ConfigError, FormatError, ResourceError, TregMedError
 from treg_med.priors.card import FolderOptions
-from treg_med.priors.layout import AUTOENCODERS, DENOISERS, find_components, read_json
+from treg_med.priors.layout import AUTOENCODERS, DENOISERS, SCORERS, find_components, read_json
 from treg_med.priors.noise_schedule import load_schedule
 from treg_med.priors.weights import component_variant
 
@@ -19,7 +19,7 @@ __all__ = ["load_components", "load_denoiser", "load_text_parts", "readable"]
 
 
 def load_components(folder: Path, dtype: torch.dtype, options: FolderOptions) -> dict[str, Any]:
-    """Autoencoder, denoiser, scheduler, text encoder and tokenizer of a folder in the Stable Diffusion layout."""
+    """Every component of a folder in the Stable Diffusion layout; a scorer is opened where there is one."""
     parts = find_components(folder, options.subfolders)
     vae = _open(parts["vae"], _autoencoder, dtype)
     given = {"scaling_factor": options.scaling_factor, "shift_factor": options.shift_factor}
@@ -29,6 +29,7 @@ def load_components(folder: Path, dtype: torch.dtype, options: FolderOptions) ->
         "unet": _open(parts["unet"], _denoiser, dtype),
         "scheduler": _open(parts["scheduler"], _scheduler, dtype),
         **load_text_parts(parts["text_encoder"], parts["tokenizer"], dtype),
+        "scorer": _open(parts["scorer"], _scorer, torch.float32) if parts["scorer"] else None,
     }
 
 
@@ -94,6 +95,13 @@ def _denoiser(folder: Path, dtype: torch.dtype) -> Any:
 
 def _scheduler(folder: Path, dtype: torch.dtype) -> Any:
     return load_schedule(folder)
+
+
+def _scorer(folder: Path, dtype: torch.dtype) -> Any:
+    from treg_med.priors.image_text_scorer import ImageTextScorer
+
+    _class_name(folder, SCORERS)
+    return _from_pretrained(ImageTextScorer, folder, torch_dtype=dtype).eval().requires_grad_(False)
 
 
 def _text_encoder(folder: Path, dtype: torch.dtype) -> Any:

@@ -54,6 +54,8 @@ class LatentPrior:
         Where the prior came from.
     conditioning
         What makes conditions of texts; default the text encoder, or nothing where there is none.
+    scorer
+        Says how well images and texts agree, for `agreement` and adaptive negation; `priors.clip_scorer` opens another.
 
     Raises
     ------
@@ -73,6 +75,7 @@ class LatentPrior:
         card: dict[str, Any] | None = None,
         source: str = "",
         conditioning: Conditioning | None = None,
+        scorer: JointScorer | None = None,
     ) -> None:
         if not hasattr(scheduler, "alphas_cumprod"):
             raise ConfigError(
@@ -90,8 +93,7 @@ class LatentPrior:
         self.tokenizer = tokenizer
         self.card = card or {}
         self.source = source
-        #: Says how well images and texts agree; set one (`priors.clip_scorer`) for adaptive negation.
-        self.scorer: JointScorer | None = None
+        self.scorer = scorer
         self.alphas_cumprod = scheduler.alphas_cumprod
         levels = len(unet.config.block_out_channels)
         self.image_multiple = self.vae_factor * 2 ** (levels - 1)
@@ -165,8 +167,8 @@ class LatentPrior:
 
     def to(self, device: str | torch.device) -> LatentPrior:
         """Move all components; returns self."""
-        for module in (self.vae, self.unet, self.text_encoder):
-            if module is not None:
+        for module in (self.vae, self.unet, self.text_encoder, self.scorer):
+            if isinstance(module, torch.nn.Module):
                 module.to(device)
         self.alphas_cumprod = self.alphas_cumprod.to(device)
         self.conditioning.to(device)
@@ -248,6 +250,33 @@ class LatentPrior:
         image = self.decode(placed(maps[:, :-1], (side, side)))[:, 0]
         lesion = placed(maps[:, -1:], (image.shape[-2], image.shape[-1]))[:, 0]
         return ((image + 1) / 2).clamp(0, 1), lesion
+
+    @torch.no_grad()
+    def agreement(self, image: Tensor, text: str | Sequence[str]) -> Tensor:
+        """Return how well texts describe an image, cosines in [-1, 1]: compare texts by it, not images.
+
+        Parameters
+        ----------
+        image : Tensor ``(*batch, H, W)``
+            Values in [0, 1], background 0, head up.
+        text : str or sequence of str
+
+        Returns
+        -------
+        Tensor ``(*batch, texts)``
+
+        Raises
+        ------
+        ConfigError
+            If the prior has no scorer.
+        """
+        if self.scorer is None:
+            raise ConfigError("expected a prior with a scorer of images and texts, got none; set prior.scorer")
+        texts = [text] if isinstance(text, str) else list(text)
+        codec = ImageCodec((int(image.shape[-2]), int(image.shape[-1])))
+        seen = self.scorer.image_features(codec.encode(image.to(self.device, torch.float32)))
+        said = torch.cat([self.scorer.text_features(self.embed(one), one) for one in texts])
+        return (seen @ said.T).reshape(*image.shape[:-2], len(texts))
 
     def round_trip(self, image: Tensor) -> Tensor:
         """Return D(E(image)), unclamped: the best image that any method in this latent space can reach.

@@ -10,16 +10,18 @@ from typing import Any
 
 from treg_med.errors import ConfigError, FormatError, ResourceError, UnsafeFileError
 
-__all__ = ["AUTOENCODERS", "DENOISERS", "component_folder", "find_components", "read_json"]
+__all__ = ["AUTOENCODERS", "DENOISERS", "SCORERS", "component_folder", "find_components", "read_json"]
 
 AUTOENCODERS = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny", "VQModel", "NullSpaceAutoencoder")
 DENOISERS = ("UNet2DConditionModel", "UNet2DModel", "WordMapUNet")
 _TEXT_MODEL = re.compile(r"Text(Model|Encoder)|BertModel|BertFor|T5Encoder|RobertaModel")
-_OPTIONAL = ("text_encoder", "tokenizer")
+_TEXT = ("text_encoder", "tokenizer")
+_OPTIONAL = (*_TEXT, "scorer")
+SCORERS = ("ImageTextScorer",)
 
 
 def find_components(folder: Path, subfolders: Mapping[str, str]) -> dict[str, Path | None]:
-    """Subfolder of every component by its role; None for the text parts of an unconditional prior.
+    """Subfolder of every component by its role; None for one that a prior can do without.
 
     A folder named by the caller comes first, then the usual name (``vae``, ``unet``, ...), then the only folder whose
     configuration is of that kind.
@@ -37,7 +39,7 @@ def find_components(folder: Path, subfolders: Mapping[str, str]) -> dict[str, Pa
         if part is None and (role not in _OPTIONAL or _is_listed(folder, role)):
             raise _missing(folder, role)
     if (found["text_encoder"] is None) != (found["tokenizer"] is None):
-        there, absent = _OPTIONAL if found["tokenizer"] is None else reversed(_OPTIONAL)
+        there, absent = _TEXT if found["tokenizer"] is None else reversed(_TEXT)
         raise ResourceError(
             f"expected the component {absent!r} beside {there!r} in the prior's folder, got none; copy it there, or "
             "take the other away for a prior without text"
@@ -95,7 +97,8 @@ def _role(part: Path) -> str | None:
         config = read_json(part / "config.json")
         name = str(config.get("_class_name", ""))
         if name:
-            return "vae" if name in AUTOENCODERS else "unet" if name in DENOISERS else None
+            kinds = {"vae": AUTOENCODERS, "unet": DENOISERS, "scorer": SCORERS}
+            return next((role for role, names in kinds.items() if name in names), None)
         return "text_encoder" if _TEXT_MODEL.search(str(config.get("architectures"))) else None
     tokens = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
     return "tokenizer" if any((part / name).is_file() for name in tokens) else None

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treg_med.codec import ImageCodec
 from treg_med.data.records import Measurement
 from treg_med.data.simulation import KspaceSimulation
 from treg_med.operators import CartesianMRI
@@ -17,7 +16,8 @@ from treg_med.priors.base import Prediction, Prior
 from treg_med.report.bars import ORACLE_BAR
 from treg_med.report.statistics import mean_and_error
 from treg_med.solvers.base import Problem
-from treg_med.solvers.noise_levels import NoiseLevel, encoder_gain, noise_levels
+from treg_med.solvers.noise_levels import NoiseLevel, noise_levels
+from treg_med.solvers.prior_space import PriorSpace
 from treg_med.solvers.total_variation import TotalVariation
 from treg_med.solvers.treg import TReg
 from treg_med.training.slices import CaptionedSlices
@@ -102,15 +102,12 @@ def oracle_treg(truth: Tensor, timestep: int, **settings: Any) -> TReg:
     known_truth: list[Tensor] = []
 
     class OracleTReg(TReg):
-        def _levels(self, problem: Problem, prior: Prior, current: Tensor, units: Tensor) -> list[NoiseLevel]:
-            working = truth * problem.scale
-            codec = ImageCodec((truth.shape[-2], truth.shape[-1]), prior.image_multiple, units / 2)
-            known_truth[:] = [prior.encode(codec.encode(working))]
-            last = super()._levels(problem, prior, current, units)[-1].std
-            gain = encoder_gain(prior, current)
-            alpha = prior.alphas_cumprod[timestep].to(last)
-            first = (((1 - alpha) / alpha).sqrt() / gain).expand_as(last)
-            return noise_levels(prior, gain, torch.maximum(first, last), last, self.steps)
+        def _levels(self, space: PriorSpace) -> list[NoiseLevel]:
+            known_truth[:] = [space.encode(space.codec.encode(truth * space.problem.scale))]
+            last = super()._levels(space)[-1].std
+            alpha = space.prior.alphas_cumprod[timestep].to(last)
+            first = (((1 - alpha) / alpha).sqrt() / space.gain).expand_as(last)
+            return noise_levels(space.prior, space.gain, torch.maximum(first, last), last, self.steps)
 
         def _noised(
             self,

@@ -19,7 +19,17 @@ from treg_med.training.caption_words import UNKNOWN
 from treg_med.training.captions import SliceAttributes, counterfactuals, read_attributes
 from treg_med.training.slices import CaptionedSlices
 
-__all__ = ["AROUND_LESION", "LEVELS", "WHOLE_IMAGE", "WordRow", "WordTest", "word_tests"]
+__all__ = [
+    "AROUND_LESION",
+    "LEVELS",
+    "WHOLE_IMAGE",
+    "WordRow",
+    "WordTest",
+    "exchange_weights",
+    "exchanged_captions",
+    "exchanged_words",
+    "word_tests",
+]
 
 #: The words matter where the data are lost, so the levels reach the end of the schedule.
 LEVELS = (69, 145, 487, 700, 850, 950, 999)
@@ -128,7 +138,7 @@ def word_tests(
     generator = torch.Generator().manual_seed(seed)
     rng = random.Random(seed)  # noqa: S311 - words, not secrets
     timesteps = usable_levels(prior, levels, prior.encode(images[:1]))
-    exchanged = _exchanges(slices, attributes, rng)
+    exchanged = exchanged_captions(slices, attributes, rng)
     rows: dict[tuple[str, str], list[WordRow]] = {}
     for row, wrong in enumerate(exchanged):
         latent = prior.encode(images[row : row + 1])
@@ -168,13 +178,18 @@ def _squared_errors(
     return (prior.predict(noisy, timestep, condition).clean - latent).square().mean(1)
 
 
-def _exchanges(slices: CaptionedSlices, attributes: Sequence[str], rng: random.Random) -> list[dict[str, str]]:
+def exchanged_captions(slices: CaptionedSlices, attributes: Sequence[str], rng: random.Random) -> list[dict[str, str]]:
     """Attribute -> wrong caption, for every slice."""
     out = []
     for caption in slices.captions:
         options = {name: counterfactuals(caption, name) for name in attributes}
         out.append({name: rng.choice(wrong) for name, wrong in options.items() if wrong})
     return out
+
+
+def exchanged_words(right: SliceAttributes, wrong: str, attribute: str) -> tuple[str, str]:
+    """Return what a slice shows and what the wrong caption says instead."""
+    return _word(_value(right, attribute)), _word(_value(read_attributes(wrong), attribute))
 
 
 def _value(said: SliceAttributes, attribute: str) -> str:
@@ -199,7 +214,7 @@ def _judge(attribute: str, source: str, region: str, rows: list[WordRow], timest
     summed = [((e / scale).sum(1)).tolist() for e in (right, wrong)]
     wins = [win(a, b) for a, b in zip(*summed, strict=True)]
     gaps = [(b - a) / max(a, 1e-30) for a, b in zip(*summed, strict=True)]
-    weights = _pair_weights([(_word(row.value), _word(row.instead)) for row in rows])
+    weights = exchange_weights([(_word(row.value), _word(row.instead)) for row in rows])
     overall = Rate.of(wins, weights)
     subjects = [row.subject for row in rows]
     bar = WORD_BARS[attribute]
@@ -229,7 +244,7 @@ def _word(value: str) -> str:
     return value.partition("+")[0]
 
 
-def _pair_weights(exchanges: list[tuple[str, str]]) -> list[float] | None:
+def exchange_weights(exchanges: list[tuple[str, str]]) -> list[float] | None:
     """Weights, of sum one, that give both directions of a pair of words the same; None where no pair has both.
 
     Pairs weigh as the inverse variance of their rate, :math:`n_{ab} n_{ba} / (n_{ab} + n_{ba})`.

@@ -14,8 +14,8 @@ from treg_med.guidance import Guidance
 from treg_med.priors.base import Prediction, Prior
 from treg_med.solvers.base import Problem, Solver, per_image, setting
 from treg_med.solvers.data_step import CarriedPhase, PhaseAwareDataStep, to_noise_level
-from treg_med.solvers.noise_levels import NoiseLevel, encoder_gain, noise_levels
-from treg_med.solvers.prior_space import PriorSpace, codec_for, real_noise, shared_noise
+from treg_med.solvers.noise_levels import NoiseLevel, noise_levels
+from treg_med.solvers.prior_space import PriorSpace, codec_for, shared_noise
 from treg_med.solvers.total_variation import TotalVariation
 
 __all__ = ["TReg"]
@@ -102,7 +102,7 @@ class TReg(Solver):
         data = PhaseAwareDataStep(problem, max_iter=self.data_iterations)
         space = PriorSpace(problem, prior, codec)
         current = denoised = codec.encode(magnitude)
-        levels = self._levels(problem, prior, current, units)
+        levels = self._levels(space)
         if self.start == "noise":
             current = prior.decode(torch.zeros_like(prior.encode(current)))
         own = torch.zeros_like(levels[0].std)
@@ -123,7 +123,7 @@ class TReg(Solver):
                 image = data(magnitude, phase, error)
                 phase = phase.refined(image)
                 magnitude = phase.along(image)
-                own = torch.minimum(self._own_noise(problem, units, error), level.std)
+                own = torch.minimum(self._own_noise(space, error), level.std)
             image = magnitude * phase.rotation
             problem.log(
                 "treg",
@@ -140,17 +140,16 @@ class TReg(Solver):
             lambda error, image: data(magnitude, phase, error, start=image),
         )
 
-    def _levels(self, problem: Problem, prior: Prior, current: Tensor, units: Tensor) -> list[NoiseLevel]:
+    def _levels(self, space: PriorSpace) -> list[NoiseLevel]:
         """Noise levels from the start to the noise of the data, both in the prior's image units."""
-        last = (self.end_noise * real_noise(problem) * units).reshape(-1)
+        last = self.end_noise * space.noise_std
         start = 2 * self.start_noise if self.start == "classical" else math.inf
-        gain = encoder_gain(prior, current)
-        return noise_levels(prior, gain, last.clamp_min(start), last, self.steps)
+        return noise_levels(space.prior, space.gain, last.clamp_min(start), last, self.steps)
 
-    def _own_noise(self, problem: Problem, units: Tensor, error: Tensor) -> Tensor:
+    def _own_noise(self, space: PriorSpace, error: Tensor) -> Tensor:
         """Noise of the data in the image after a data step that weighed the prior by sigma^2 / error^2."""
-        share = 1 / (1 + (problem.noise_std / error).square())
-        return (self.own_noise * real_noise(problem) * units * share).reshape(-1)
+        share = 1 / (1 + (space.problem.noise_std / error).square())
+        return self.own_noise * space.noise_std * share.reshape(-1)
 
     def _noised(
         self,

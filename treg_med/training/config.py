@@ -18,6 +18,7 @@ __all__ = [
     "AutoencoderSettings",
     "DenoiserSettings",
     "PriorFacts",
+    "ScorerSettings",
     "SliceFile",
     "TextSettings",
     "TrainingConfig",
@@ -93,6 +94,22 @@ class WordMapSettings(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScorerSettings(_Checked):
+    """Settings of the scorer of images and texts."""
+
+    steps: int = setting(1200, minimum=1, help="steps")
+    batch: int = setting(64, minimum=2, help="pictures per step")
+    rate: float = setting(1e-3, above=0.0, help="learning rate")
+    weight_decay: float = setting(0.05, minimum=0.0, help="weight decay")
+    slices: int = setting(5000, minimum=1, help="augmented slices, drawn once")
+    phantoms: int = setting(5000, minimum=0, help="phantoms, drawn once")
+
+    def schedule(self, step: int) -> float:
+        """Share of the full rate at a step: warm-up, one, then linear to zero over the last 40 percent."""
+        return _warmed_and_decayed(step + 1, self.steps, min(50, self.steps), 0.4)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DenoiserSettings(_Checked):
     """Settings of one denoiser training; stored in the prior's card.
 
@@ -151,6 +168,7 @@ class TrainingConfig(_Checked):
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     text: TextSettings = field(default_factory=TextSettings)
     word_map: WordMapSettings = field(default_factory=WordMapSettings)
+    scorer: ScorerSettings = field(default_factory=ScorerSettings)
     denoiser: DenoiserSettings = field(default_factory=DenoiserSettings)
     prior: PriorFacts = field(default_factory=PriorFacts)
 

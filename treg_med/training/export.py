@@ -14,7 +14,9 @@ from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors.card import PRIOR_CARD, write_card
 from treg_med.priors.latent import LatentPrior
 from treg_med.priors.weights import save_component
+from treg_med.report.agreement import scorer_wins
 from treg_med.report.one_step import denoising_error
+from treg_med.report.slice_sets import phantom_slices
 from treg_med.report.words import word_tests
 from treg_med.training.captions import render_caption, words_of
 from treg_med.training.config import PriorFacts
@@ -24,6 +26,7 @@ from treg_med.training.slices import CaptionedSlices
 __all__ = ["export_prior"]
 
 _WORD_LEVELS = (69, 145, 487, 900)
+_SCORER_PHANTOMS = 200
 
 
 def export_prior(
@@ -39,7 +42,7 @@ def export_prior(
     Parameters
     ----------
     parts : Mapping of str to Path
-        Folders of ``vae``, ``text_encoder`` and ``tokenizer``.
+        Folders of ``vae``, ``text_encoder`` and ``tokenizer``, and of a ``scorer`` where there is one.
     checkpoint : Path
         Of the denoiser; its averaged weights are taken.
     target : Path
@@ -83,6 +86,7 @@ def _save_half(parts: Mapping[str, Path], checkpoint: Path, staging: Path) -> di
     from transformers import AutoTokenizer, CLIPTextModel
 
     from treg_med.priors.autoencoder import NullSpaceAutoencoder
+    from treg_med.priors.image_text_scorer import ImageTextScorer
     from treg_med.training.denoiser import averaged_denoiser, build_scheduler
 
     denoiser, training = averaged_denoiser(checkpoint)
@@ -94,7 +98,26 @@ def _save_half(parts: Mapping[str, Path], checkpoint: Path, staging: Path) -> di
     save_component(encoder, staging / "text_encoder", max_shard_size="15MB")
     AutoTokenizer.from_pretrained(parts["tokenizer"]).save_pretrained(staging / "tokenizer")
     build_scheduler().save_pretrained(staging / "scheduler")
+    if "scorer" in parts:
+        save_component(ImageTextScorer.from_pretrained(parts["scorer"]).half(), staging / "scorer")
     return training
+
+
+def _scorer_metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
+    """Return how often the scorer tells right words from wrong ones, by attribute; nothing where there is none."""
+    if prior.scorer is None:
+        return {}
+    generator = torch.Generator().manual_seed(0)
+    phantoms = phantom_slices(_SCORER_PHANTOMS, validation.images.shape[-1], 1, generator, lesion_share=0.7)
+    found = {
+        source: scorer_wins(prior.scorer, prior.embed, slices)
+        for source, slices in (("validation", validation), ("phantoms", phantoms))
+    }
+    return {
+        "scorer_right_wins": {
+            source: {name: round(rate.wins, 3) for name, rate in rates.items()} for source, rates in found.items()
+        }
+    }
 
 
 def _metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
@@ -114,6 +137,7 @@ def _metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
         },
         "denoising_error_std": {str(t): round(e, 5) for t, e in denoising_error(prior, validation).items()},
         "right_contrast_wins": {str(t): round(rate.wins, 3) for levels in contrast for t, rate in levels.items()},
+        **_scorer_metrics(prior, validation),
     }
 
 

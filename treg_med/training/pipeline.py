@@ -1,8 +1,8 @@
-"""The steps of a training in order: autoencoder, text encoder, word map, denoiser, export.
+"""The steps of a training in order: autoencoder, text encoder, word map, scorer, denoiser, export.
 
 A step leaves its part in the work folder: ``vae/``, ``tokenizer/`` and ``text_encoder/``, ``word_map/``,
-``denoiser.ckpt``. A part that is not there is taken from the prior that training starts from, where one is given. The
-long steps resume from their checkpoints.
+``scorer/``, ``denoiser.ckpt``. A part that is not there is taken from the prior that training starts from, where one
+is given. The long steps resume from their checkpoints.
 """
 
 from __future__ import annotations
@@ -136,6 +136,17 @@ class Training:
         save_component(model, self.work / "word_map")
         return {"explained by the captions": explained_by_words(model, self.slices("val"), autoencoder, texts)}
 
+    def train_scorer(self) -> dict[str, float]:
+        """Train the scorer; return how often a validation caption scores above a wrong one, by attribute."""
+        from treg_med.report.agreement import scorer_wins
+        from treg_med.training.scorer_training import train_scorer
+
+        texts = self._texts()
+        model = train_scorer(self.slices("train"), texts, self.config.scorer, log=self.say)
+        save_component(model, self.work / "scorer")
+        found = scorer_wins(model, texts, self.slices("val"))
+        return {f"right {attribute} wins": rate.wins for attribute, rate in found.items()}
+
     def train_denoiser(self) -> dict[str, Any]:
         """Train the denoiser on the other parts; return samples seen and seconds spent."""
         from accelerate import Accelerator
@@ -166,18 +177,23 @@ class Training:
         from treg_med.training.export import export_prior
 
         parts = {name: self.part(name) for name in ("vae", "tokenizer", "text_encoder")}
+        if scorer := self._folder("scorer"):
+            parts["scorer"] = scorer
         return export_prior(
             parts, self.work / "denoiser.ckpt", target, self.config.prior, self.slices("train"), self.slices("val")
         )
 
     def part(self, name: str) -> Path:
         """Folder of a trained part: of this training, else of the prior it starts from."""
-        for folder in (self.work, self.initial):
-            if folder is not None and (folder / name).is_dir():
-                return folder / name
+        if folder := self._folder(name):
+            return folder
         raise ResourceError(
             f"expected {name}/ in {str(self.work)!r}, got none; train it first, or start from a prior that has it"
         )
+
+    def _folder(self, name: str) -> Path | None:
+        folders = [folder / name for folder in (self.work, self.initial) if folder is not None]
+        return next((folder for folder in folders if folder.is_dir()), None)
 
     def _autoencoder(self) -> NullSpaceAutoencoder:
         from treg_med.priors.autoencoder import NullSpaceAutoencoder

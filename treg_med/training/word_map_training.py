@@ -13,16 +13,13 @@ from torch.nn import functional
 from treg_med.codec import even_margins
 from treg_med.priors.autoencoder import NullSpaceAutoencoder
 from treg_med.priors.word_map import WordMap
-from treg_med.training.batches import TextStates, slice_caption
-from treg_med.training.captions import render_caption
+from treg_med.training.batches import TextStates
 from treg_med.training.config import WordMapSettings
-from treg_med.training.phantoms import draw_phantoms
-from treg_med.training.slices import CaptionedSlices, augment
+from treg_med.training.examples import draw_examples, half_states
+from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["explained_by_words", "train_word_map"]
 
-_AT_ONCE = 20
-_READ_AT_ONCE = 64
 #: Examples that the principal components are made of.
 _FOR_BASIS = 4000
 
@@ -123,23 +120,11 @@ def _draw(
     log(f"drawing {settings.slices} slices and {settings.phantoms} phantoms")
     maps: list[tuple[Tensor, Tensor]] = []
     captions: list[str] = []
-    for start in range(0, settings.slices, _AT_ONCE):
-        chosen = slices.draw(min(_AT_ONCE, settings.slices - start), generator)
-        images, masks, mirrored = augment(
-            slices.images[chosen].float() / 255, slices.masks[chosen].float(), generator
-        )
-        maps.append(_reduced(autoencoder, images, masks, side))
-        for index, flipped in zip(chosen.tolist(), mirrored.tolist(), strict=True):
-            captions += [slice_caption(slices, index, flipped, rng) for _ in range(settings.sentences)]
-    for start in range(0, settings.phantoms, _AT_ONCE):
-        count = min(_AT_ONCE, settings.phantoms - start)
-        drawn = draw_phantoms(count, (slices.images.shape[-2], slices.images.shape[-1]), generator)
-        maps.append(_reduced(autoencoder, drawn.images, drawn.masks, side))
-        for attributes in drawn.attributes:
-            captions += [render_caption(attributes, rng, rng.uniform(0, 0.3))[0] for _ in range(settings.sentences)]
+    for part in draw_examples(slices, settings.slices, settings.phantoms, settings.sentences, generator, rng):
+        maps.append(_reduced(autoencoder, part.images, part.masks, side))
+        captions += [caption for said in part.captions for caption in said]
     log(f"reading {settings.sentences} sentences about each")
-    parts = (captions[start : start + _READ_AT_ONCE] for start in range(0, len(captions), _READ_AT_ONCE))
-    states = torch.cat([texts(part).half().cpu() for part in parts])
+    states = half_states(texts, captions)
     latents, lesions = (torch.cat(part) for part in zip(*maps, strict=True))
     return _Examples(latents, lesions, states.unflatten(0, (-1, settings.sentences)))
 

@@ -1,0 +1,173 @@
+"""Training of the scorer of images and texts: right sentences against sentences that are known to be wrong."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from treg_med.priors.image_text_scorer import ImageTextScorer, shown_to_scorer
+from treg_med.report.agreement import EXCHANGED
+from treg_med.training.batches import TextStates
+from treg_med.training.caption_words import UNKNOWN
+from treg_med.training.captions import SliceAttributes, counterfactuals, read_attributes
+from treg_med.training.config import ScorerSettings
+from treg_med.training.examples import draw_examples, half_states
+from treg_med.training.precision import faster_precision
+from treg_med.training.slices import CaptionedSlices
+
+__all__ = ["train_scorer"]
+
+#: Shown to the network as reconstructions may be: with this much noise, and this little resolution.
+_MOST_NOISE, _LEAST_SIDE = 0.15, 0.25
+
+
+class _Examples(NamedTuple):
+    """Images ``(n, 1, s, s)`` uint8, facts shown and said ``(n, k)``, states of right and wrong sentences."""
+
+    images: Tensor
+    shown: Tensor
+    said: Tensor
+    right: Tensor
+    wrong: Tensor
+    has_wrong: Tensor
+
+
+def train_scorer(
+    slices: CaptionedSlices,
+    texts: TextStates,
+    settings: ScorerSettings,
+    *,
+    seed: int = 0,
+    log: Callable[[str], None] = print,
+) -> ImageTextScorer:
+    r"""Contrast every picture with wrong sentences and every sentence with wrong pictures.
+
+    .. math::
+        L = -\log \frac{e^{\kappa s(x_i, c_i)}}{e^{\kappa s(x_i, c_i)} + \sum_{c \in W_i} e^{\kappa s(x_i, c)}} + \dots
+
+    :math:`W_i` holds the sentences of the batch that contradict picture i in some attribute, and its own sentence with
+    one word exchanged. A sentence of another picture that may be true of this one counts for nothing: "axial brain MRI"
+    is not wrong because it was written about another slice.
+
+    Parameters
+    ----------
+    slices : CaptionedSlices
+        To train on; they tell the size of the phantoms.
+    texts : TextStates
+        Of the frozen text encoder.
+    settings : ScorerSettings
+        Of the training.
+    seed : int
+        Of every random number.
+    log : callable
+        Receives a line now and then.
+
+    Radford et al.: Learning Transferable Visual Models From Natural Language Supervision, ICML 2021, arXiv 2103.00020.
+    """
+    torch.manual_seed(seed)  # first weights
+    model = ImageTextScorer(text_width=texts.encoder.config.hidden_size, features=texts.encoder.config.hidden_size)
+    generator = torch.Generator().manual_seed(seed)
+    examples = _draw(slices, texts, model.config.side, settings, generator, log)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.rate, weight_decay=settings.weight_decay)
+    fast = faster_precision(torch.device("cpu")) == "bfloat16"
+    for step in range(settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate * settings.schedule(step)
+        rows = torch.randint(len(examples.images), (settings.batch,), generator=generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            loss = _loss(model, _Examples(*(part[rows] for part in examples)), generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 50 == 0:
+            log(f"scorer step {step}: loss {loss.item():.4f}")
+    return model.eval()
+
+
+def _loss(model: ImageTextScorer, batch: _Examples, generator: torch.Generator) -> Tensor:
+    images = model.image_features(_degraded(batch.images.float() / 255, generator) * 2 - 1)
+    right, wrong = (model.text_features(states.float()) for states in (batch.right, batch.wrong))
+    scale = model.sharpness()
+    scores = scale * images @ right.T
+    usable = _contradicts(batch.shown, batch.said) | torch.eye(len(images), dtype=torch.bool)
+    scores = scores.masked_fill(~usable, -torch.inf)
+    own = (scale * (images * wrong).sum(1)).masked_fill(~batch.has_wrong, -torch.inf)
+    which = torch.arange(len(images))
+    return functional.cross_entropy(torch.cat([scores, own[:, None]], 1), which) + functional.cross_entropy(
+        scores.T, which
+    )
+
+
+def _degraded(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images ``(n, 1, s, s)`` in [0, 1] of random intensity, every second one blurred, all with some noise."""
+    count, _, side, _ = images.shape
+
+    def uniform(low: float, high: float) -> Tensor:
+        return (low + (high - low) * torch.rand(count, generator=generator)).view(-1, 1, 1, 1)
+
+    coarse = max(int(side * float(uniform(_LEAST_SIDE, 1.0)[0])), 1)
+    blurred = functional.interpolate(
+        functional.interpolate(images[::2], size=(coarse, coarse), mode="bilinear", antialias=True),
+        size=(side, side),
+        mode="bilinear",
+    )
+    images = images.clone()
+    images[::2] = blurred
+    noise = uniform(0, _MOST_NOISE) * uniform(0, 1) * torch.randn(images.shape, generator=generator)
+    return (uniform(0.85, 1.1) * images + noise).clamp(0, 1)
+
+
+def _draw(
+    slices: CaptionedSlices,
+    texts: TextStates,
+    side: int,
+    settings: ScorerSettings,
+    generator: torch.Generator,
+    log: Callable[[str], None],
+) -> _Examples:
+    rng = random.Random(int(torch.randint(2**31, (), generator=generator)))  # noqa: S311 - sentences, not secrets
+    log(f"drawing {settings.slices} slices and {settings.phantoms} phantoms")
+    images: list[Tensor] = []
+    shown: list[list[int]] = []
+    right: list[str] = []
+    for part in draw_examples(slices, settings.slices, settings.phantoms, 1, generator, rng):
+        seen = (shown_to_scorer(part.images * 2 - 1, side) + 1) / 2
+        images.append((seen * 255).round().to(torch.uint8))
+        shown += [_facts(a) for a in part.attributes]
+        right += [said for (said,) in part.captions]
+    wrong = [_wrong(caption, rng) for caption in right]
+    log("reading the sentences")
+    return _Examples(
+        torch.cat(images),
+        torch.tensor(shown),
+        torch.tensor([_facts(read_attributes(caption)) for caption in right]),
+        half_states(texts, right),
+        half_states(texts, wrong),
+        torch.tensor([bool(caption) for caption in wrong]),
+    )
+
+
+def _wrong(caption: str, rng: random.Random) -> str:
+    """Return the caption with one attribute exchanged; empty where it says none."""
+    options = [found for name in EXCHANGED if (found := counterfactuals(caption, name))]
+    return rng.choice(rng.choice(options)) if options else ""
+
+
+def _facts(attributes: SliceAttributes) -> list[int]:
+    """Class of every attribute, zero where nothing is known, and whether there is a lesion."""
+    # A T1 that shows no contrast agent may have had one.
+    plain = attributes.contrast.partition("+")[0]
+    known = [*SliceAttributes(**{**vars(attributes), "contrast": plain}).classes()]
+    present = attributes.lesion != UNKNOWN or attributes.lesions not in (UNKNOWN, "none")
+    return [*known, 2 if present else int(attributes.lesions == "none")]
+
+
+def _contradicts(shown: Tensor, said: Tensor) -> Tensor:
+    """Whether sentence j is wrong about picture i, ``(n, n)``, by facts ``(n, k)`` of which zeros are unknown."""
+    a, b = shown[:, None], said[None]
+    return ((a > 0) & (b > 0) & (a != b)).any(-1)
