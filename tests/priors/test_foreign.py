@@ -15,10 +15,11 @@ from tests.priors import foreign_folders as build
 from treg_med import reconstruct
 from treg_med.data.records import Measurement, Reconstruction
 from treg_med.errors import ConfigError, FormatError, ResourceError, TregMedError, UnsafeFileError
-from treg_med.operators import CartesianMRI, complex_gaussian_noise
+from treg_med.operators import CartesianMRI, complex_gaussian_noise, random_mask
 from treg_med.priors import LatentPrior, Prior
 from treg_med.priors.conditioning import VectorConditioning
 from treg_med.priors.noise_schedule import load_schedule
+from treg_med.solvers import get_solver
 from treg_med.solvers.total_variation import TotalVariation
 
 NOISE = 0.02
@@ -82,6 +83,26 @@ def test_stable_diffusion_folder_reconstructs(sd_folder: Path) -> None:
     with torch.no_grad():
         said, other = (prior.predict(z, 500, prior.embed([text, ""])).noise for text in ("axial", "sagittal"))
     assert not torch.allclose(said[0], other[0]) and torch.equal(said[1], other[1])
+
+
+@pytest.mark.parametrize("name", ["treg", "diffpir", "psld"])
+def test_with_an_encoder_that_is_not_linear_an_item_does_not_depend_on_its_neighbour(
+    sd_folder: Path, name: str
+) -> None:
+    prior = LatentPrior.from_pretrained(sd_folder)
+    generator = torch.Generator().manual_seed(0)
+    operator = CartesianMRI(random_mask((24, 32), 2.0, 0.2, generator=generator).mask)
+    images = torch.stack([torch.rand(24, 32, generator=generator), torch.linspace(0, 0.2, 32).expand(24, 32)])
+    y = operator(images.to(torch.complex64))
+    solver = get_solver(name, steps=4)
+
+    def solve(data: torch.Tensor) -> torch.Tensor:
+        measurement = Measurement(y=data, operator=operator, noise_std=0.01)
+        return solver(measurement, prior=prior, text="axial", generator=torch.Generator().manual_seed(1)).image
+
+    together = solve(y)
+    for item, alone in zip(together, y, strict=True):
+        assert torch.linalg.vector_norm(item - solve(alone)) < 1e-4 * torch.linalg.vector_norm(item)
 
 
 def test_prediction_is_that_of_the_components(sd_folder: Path) -> None:

@@ -23,7 +23,9 @@ from treg_med.training.slices import CaptionedSlices
 __all__ = ["train_scorer"]
 
 #: Shown to the network as reconstructions may be: with this much noise, and this little resolution.
-_MOST_NOISE, _LEAST_SIDE = 0.15, 0.25
+_MOST_NOISE, _LEAST_SIDE, _GAMMA = 0.1, 0.3, 0.5
+#: Share of the pictures without what surrounds the brain, and what counts as background.
+_STRIPPED, _BACKGROUND = 0.3, 0.15
 
 
 class _Examples(NamedTuple):
@@ -104,22 +106,41 @@ def _loss(model: ImageTextScorer, batch: _Examples, generator: torch.Generator) 
 
 
 def _degraded(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images ``(n, 1, s, s)`` in [0, 1] of random intensity, every second one blurred, all with some noise."""
-    count, _, side, _ = images.shape
+    """Images ``(n, 1, s, s)`` in [0, 1] as other scanners and reconstructions would show them.
+
+    All get another intensity curve and noise, every second one is blurred, and some lose what lies around the brain:
+    few subjects are skull-stripped, and their contrasts must not be told by the skull.
+    """
+    side = images.shape[-1]
 
     def uniform(low: float, high: float) -> Tensor:
-        return (low + (high - low) * torch.rand(count, generator=generator)).view(-1, 1, 1, 1)
+        return (low + (high - low) * torch.rand(len(images), generator=generator)).view(-1, 1, 1, 1)
 
+    inner = images * _inner(images, uniform(0.7, 0.95))
+    inner = inner / inner.amax((-2, -1), keepdim=True).clamp_min(_BACKGROUND)
+    shown = torch.where(uniform(0, 1) < _STRIPPED, inner, images)
     coarse = max(int(side * float(uniform(_LEAST_SIDE, 1.0)[0])), 1)
-    blurred = functional.interpolate(
-        functional.interpolate(images[::2], size=(coarse, coarse), mode="bilinear", antialias=True),
+    shown[::2] = functional.interpolate(
+        functional.interpolate(shown[::2], size=(coarse, coarse), mode="bilinear", antialias=True),
         size=(side, side),
         mode="bilinear",
     )
-    images = images.clone()
-    images[::2] = blurred
     noise = uniform(0, _MOST_NOISE) * uniform(0, 1) * torch.randn(images.shape, generator=generator)
-    return (uniform(0.85, 1.1) * images + noise).clamp(0, 1)
+    return (uniform(0.85, 1.1) * shown ** torch.exp(uniform(-_GAMMA, _GAMMA)) + noise).clamp(0, 1)
+
+
+def _inner(images: Tensor, share: Tensor) -> Tensor:
+    """Ellipses ``(n, 1, s, s)`` inside the boxes around the heads, of a share of their size."""
+    side = images.shape[-1]
+    place = torch.arange(side, dtype=images.dtype)
+    away = []
+    for axis in (-1, -2):
+        seen = (images > _BACKGROUND).any(axis).squeeze(1)
+        low, high = seen.int().argmax(-1), side - 1 - seen.flip(-1).int().argmax(-1)
+        middle, half = (low + high)[:, None] / 2, ((high - low)[:, None] / 2).clamp_min(1)
+        away.append(((place - middle) / half).square())
+    rows, columns = away
+    return ((rows[:, None, :, None] + columns[:, None, None, :]) < share.square()).to(images.dtype)
 
 
 def _draw(
