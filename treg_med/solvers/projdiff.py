@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from treg_med.solvers.base import per_image, setting
+from treg_med.solvers.ddim import DDIMStep
 from treg_med.solvers.latent_solver import PUBLISHED, LatentSolver
 from treg_med.solvers.prior_space import PriorSpace
 
@@ -38,7 +39,10 @@ class ProjDiff(LatentSolver):
 
     P brings the image x of :math:`z_a / \sqrt{a_a}` to :math:`\arg\min_{x'} \|b - B x'\|^2 + \omega \|B\|^2 \|x' -
     x\|^2` by conjugate gradients. With :math:`\omega` = `damping` = 0 that is the published projection, which puts the
-    noise of the data, divided by s, into directions of small singular values; damping leaves those to the prior.
+    noise of the data, divided by s, into directions of small singular values; damping leaves those to the prior. None
+    takes :math:`\omega \|B\|^2 = \sigma^2 / r_t^2` with the noise :math:`r_t` of the level in the image: a direction
+    follows the data by :math:`r_t^2 / (r_t^2 + \sigma^2 / s^2)`, as far as its own noise lies below that of the level.
+    That is the publication's level per singular value, without a decomposition and with a smooth transition.
     With `noiseless` :math:`z_0` itself is noised, moved and projected at every level. The gradient of the denoiser is
     left out, as published. In the public code momentum has no effect with noise; here it has.
 
@@ -57,7 +61,9 @@ class ProjDiff(LatentSolver):
     momentum: float = setting(0.0, minimum=0.0, maximum=0.999, help="beta")
     repeats: int = setting(1, minimum=1, help="inner repeats of every level")
     noiseless: bool = setting(False, help="treat the data as exact")
-    damping: float = setting(0.2, minimum=0.0, help="omega; 0 projects onto the data")
+    damping: float | None = setting(
+        0.2, minimum=0.0, help="omega; 0 projects onto the data, None weighs every singular value by its noise"
+    )
     iterations: int = setting(15, minimum=1, help="conjugate-gradient iterations of a projection")
 
     def sample(self, space: PriorSpace) -> Tensor:
@@ -67,7 +73,7 @@ class ProjDiff(LatentSolver):
         noise = steps[0].implied_noise(latent, clean)
         # Without noise in the data the twin and the clean latent are one.
         level = torch.ones(len(noise), 1, 1, 1).to(noise) if self.noiseless else self._level_of_data(space, noise)
-        twin = self._projected(space, level.sqrt() * clean + (1 - level).sqrt() * noise, level)
+        twin = self._projected(space, level.sqrt() * clean + (1 - level).sqrt() * noise, level, steps[0])
         velocity = torch.zeros_like(clean)
         for step in (step for step in steps for _ in range(self.repeats)):
             noisier = step.alpha <= level
@@ -83,7 +89,7 @@ class ProjDiff(LatentSolver):
             clean = clean + size * velocity
             renewed = level.sqrt() * clean + (1 - level).sqrt() * space.noise_like(clean)
             if bool(noisier.any()):
-                twin = torch.where(noisier, self._projected(space, renewed, level), twin)
+                twin = torch.where(noisier, self._projected(space, renewed, level, step), twin)
             clean = twin if self.noiseless else clean
             image = space.decode(clean)
             space.log(self.name, step, image)
@@ -94,7 +100,8 @@ class ProjDiff(LatentSolver):
         ratio = (space.gain * space.noise_std / space.norm()).square()
         return per_image(1 / (1 + ratio), 3).to(latent)
 
-    def _projected(self, space: PriorSpace, twin: Tensor, level: Tensor) -> Tensor:
+    def _projected(self, space: PriorSpace, twin: Tensor, level: Tensor, step: DDIMStep) -> Tensor:
         image = space.decode(twin / level.sqrt())
-        image = space.data_step(image, self.damping * space.norm() ** 2, max_iter=self.iterations)
+        weight = space.noise_weight(step) if self.damping is None else self.damping * space.norm() ** 2
+        image = space.data_step(image, weight, max_iter=self.iterations)
         return level.sqrt() * space.encode(image)
