@@ -37,7 +37,7 @@ def test_files_are_small_complete_and_never_pickled() -> None:
 
 
 def test_parameters_are_finite(prior: LatentPrior) -> None:
-    for module in (prior.vae, prior.unet, prior.text_encoder):
+    for module in (prior.vae, prior.unet, prior.text_encoder, prior.scorer):
         assert all(bool(torch.isfinite(tensor).all()) for tensor in module.state_dict().values())
 
 
@@ -97,3 +97,13 @@ def test_prior_denoises_unseen_subjects_as_its_card_says(prior: LatentPrior, sha
     said = {int(t): error for t, error in prior.card["metrics"]["denoising_error_std"].items() if int(t) > 50}
     for timestep, error in denoising_error(prior, slices, tuple(said)).items():
         assert error == pytest.approx(said[timestep], rel=0.35)
+
+
+def test_the_scorer_tells_contrasts_and_planes_of_phantoms_it_never_saw(prior: LatentPrior) -> None:
+    from treg_med.report.agreement import scorer_wins
+    from treg_med.report.slice_sets import phantom_slices
+
+    assert prior.scorer is not None
+    phantoms = phantom_slices(24, 256, 1, torch.Generator().manual_seed(77), lesion_share=0.7)
+    wins = scorer_wins(prior.scorer, prior.embed, phantoms, ["contrast", "plane"])
+    assert min(rate.wins for rate in wins.values()) > 0.85
