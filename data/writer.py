@@ -35,6 +35,8 @@ from treg_med.errors import ConfigError, FormatError, GeometryError, NumericsErr
 __all__ = ["SIDECAR_VERSION", "VolumeWriter", "is_complete", "software_versions"]
 
 SIDECAR_VERSION = 1
+# Longer arrays, such as the region of a guidance, are recorded by their checksum.
+_LONGEST_LIST = 256
 _PACKAGES = ("treg-med", "torch", "numpy", "nibabel", "h5py", "diffusers", "transformers")
 
 
@@ -378,7 +380,7 @@ def _geometry_facts(geometry: Geometry) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold: NaN and Inf become null, tensors lists.
+    """Return a value that JSON can hold: NaN and Inf become null, short arrays lists, long ones their fingerprint.
 
     Raises
     ------
@@ -395,8 +397,13 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, np.generic):
         return _plain(value.item())
-    if isinstance(value, Tensor | np.ndarray):
-        return _plain(value.tolist())
+    if isinstance(value, Tensor):
+        return _plain(value.detach().cpu().numpy())
+    if isinstance(value, np.ndarray):
+        if value.size <= _LONGEST_LIST:
+            return _plain(value.tolist())
+        content = np.ascontiguousarray(value).tobytes()
+        return {"shape": list(value.shape), "type": str(value.dtype), "sha256": hashlib.sha256(content).hexdigest()}
     if isinstance(value, os.PathLike):
         # A path may name a person; its last part would too.
         return "(path)"

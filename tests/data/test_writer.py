@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import hashlib
 import json
 import multiprocessing
 import os
@@ -65,6 +66,19 @@ def _rec(m: Measurement, **changes: object) -> Reconstruction:
 
 def _names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_long_array_among_the_settings_is_recorded_by_its_checksum(measurement: Measurement, out: Path) -> None:
+    region = torch.eye(64)
+    with VolumeWriter(out, "scan") as w:
+        w.add(_rec(measurement, settings={"guidance_scale": {"scale": 2.0, "region": region}}))
+    assert w.sidecar_path.stat().st_size < 20_000
+    recorded = json.loads(w.sidecar_path.read_text())["slices"][0]["settings"]["guidance_scale"]["region"]
+    assert recorded == {
+        "shape": [64, 64],
+        "type": "float32",
+        "sha256": hashlib.sha256(region.numpy().tobytes()).hexdigest(),
+    }
 
 
 def test_the_sidecar_has_the_full_provenance(measurement: Measurement, out: Path) -> None:

@@ -229,13 +229,14 @@ class PriorSpace:
 
     def log(self, stage: str, step: DDIMStep, image: Tensor) -> None:
         """Record a step with the residual of its image in noise units."""
+        shown = self.image(image)
         self.problem.log(
             stage,
             step.index + 1,
             step.total,
-            image=self.image(image),
+            image=shown,
             timestep=step.timestep.reshape(self.batch_shape),
-            residual=self.residual(image).reshape(self.batch_shape),
+            residual=self.problem.residual(shown),
         )
 
     def _check(self, value: Tensor, component: str) -> Tensor:
