@@ -38,6 +38,16 @@ class _Checked:
         check_settings(self)
 
 
+class _Short(_Checked):
+    """A training of minutes, without a checkpoint."""
+
+    steps: int
+
+    def schedule(self, step: int) -> float:
+        """Share of the full rate at a step: warm-up, one, then linear to zero over the last 40 percent."""
+        return _warmed_and_decayed(step + 1, self.steps, min(50, self.steps), 0.4)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SliceFile(_Checked):
     """One slice file, or a folder that is prepared into one."""
@@ -75,7 +85,7 @@ class TextSettings(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordMapSettings(_Checked):
+class WordMapSettings(_Short):
     """Settings of the word map, which draws what a caption alone says."""
 
     steps: int = setting(600, minimum=1, help="steps")
@@ -88,13 +98,9 @@ class WordMapSettings(_Checked):
     caption_dropout: float = setting(0.05, minimum=0.0, maximum=1.0, help="share of empty captions")
     lesion_weight: float = setting(2.0, minimum=0.0, help="weight of the lesion map's cross-entropy")
 
-    def schedule(self, step: int) -> float:
-        """Share of the full rate at a step: warm-up, one, then linear to zero over the last 40 percent."""
-        return _warmed_and_decayed(step + 1, self.steps, min(50, self.steps), 0.4)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ScorerSettings(_Checked):
+class ScorerSettings(_Short):
     """Settings of the scorer of images and texts."""
 
     steps: int = setting(1200, minimum=1, help="steps")
@@ -103,10 +109,6 @@ class ScorerSettings(_Checked):
     weight_decay: float = setting(0.05, minimum=0.0, help="weight decay")
     slices: int = setting(5000, minimum=1, help="augmented slices, drawn once")
     phantoms: int = setting(5000, minimum=0, help="phantoms, drawn once")
-
-    def schedule(self, step: int) -> float:
-        """Share of the full rate at a step: warm-up, one, then linear to zero over the last 40 percent."""
-        return _warmed_and_decayed(step + 1, self.steps, min(50, self.steps), 0.4)
 
 
 @dataclass(frozen=True, kw_only=True)
