@@ -41,8 +41,6 @@ METHODS = (
     "p2l",
     "resample",
     "projdiff",
-    "dds:paper",
-    "diffpir:paper",
 )
 MR = {"1 coil, R=4": (1, 4), "1 coil, R=8": (1, 8), "8 coils, R=4": (8, 4), "8 coils, R=8": (8, 8)}
 TASKS = (*MR, "inpainting 50 %", "super-resolution x4")
