@@ -42,7 +42,7 @@ def texts() -> Mock:
 
 def test_right_words_win_after_training_and_the_seed_decides(slices: CaptionedSlices, texts: Mock) -> None:
     lines: list[str] = []
-    settings = ScorerSettings(steps=60, batch=16, slices=60, phantoms=0)
+    settings = ScorerSettings(steps=60, batch=8, slices=60, phantoms=0)
     model = train_scorer(slices, texts, settings, log=lines.append)
     assert not model.training and any("step 50" in line for line in lines)
     wins = scorer_wins(model, texts, slices, ["contrast", "side"])
