@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 
 import torch
@@ -98,8 +99,10 @@ def make_mask(
 def _radial(shape: tuple[int, int], acceleration: float, angle: float) -> SamplingMask:
     """Spokes at golden angles until as much is sampled as asked for: they overlap in the centre."""
     fewest = max(1, round(min(shape) / acceleration))
-    for spokes in range(fewest, 4 * max(shape)):
-        mask = radial_mask(shape, spokes, golden_angle=True, first_angle=angle)
-        if mask.acceleration <= acceleration:
-            break
-    return mask
+
+    def spoked(spokes: int) -> SamplingMask:
+        return radial_mask(shape, spokes, golden_angle=True, first_angle=angle)
+
+    # Spokes at golden angles are only added to, so that more of them never sample less.
+    most = range(fewest, 4 * max(shape))
+    return spoked(fewest + bisect_left(most, True, key=lambda n: spoked(n).acceleration <= acceleration))

@@ -397,16 +397,21 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, np.generic):
         return _plain(value.item())
-    if isinstance(value, Tensor):
-        return _plain(value.detach().cpu().numpy())
-    if isinstance(value, np.ndarray):
-        if value.size <= _LONGEST_LIST:
-            return _plain(value.tolist())
-        content = np.ascontiguousarray(value).tobytes()
-        return {"shape": list(value.shape), "type": str(value.dtype), "sha256": hashlib.sha256(content).hexdigest()}
+    if isinstance(value, Tensor | np.ndarray):
+        return _plain(value.tolist()) if math.prod(value.shape) <= _LONGEST_LIST else _fingerprint(value)
     if isinstance(value, os.PathLike):
         # A path may name a person; its last part would too.
         return "(path)"
     if isinstance(value, torch.dtype | torch.device):
         return str(value)
     raise ConfigError(f"expected plain values for the sidecar, got {type(value).__name__}")
+
+
+def _fingerprint(array: Tensor | npt.NDArray[Any]) -> dict[str, Any]:
+    if isinstance(array, Tensor):
+        kind = str(array.dtype).removeprefix("torch.")
+        # As bytes first: numpy has no bfloat16.
+        content = array.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    else:
+        kind, content = str(array.dtype), np.ascontiguousarray(array).tobytes()
+    return {"shape": list(array.shape), "type": kind, "sha256": hashlib.sha256(content).hexdigest()}

@@ -94,30 +94,23 @@ def text(
     _train(("text",), config, work, data, None, threads, as_json)
 
 
-@train_app.command()
-def words(
-    config: Config,
-    work: Work = Path("checkpoints"),
-    data: DataFolder = None,
-    initial: Initial = None,
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Train the map of what words alone say: the expected slice and the place of a lesion."""
-    _train(("words",), config, work, data, initial, threads, as_json)
+def _add_short(step: str, purpose: str) -> None:
+    """Add the command of a step that takes minutes and reads the parts trained before it."""
+
+    @train_app.command(step, help=purpose)
+    def command(
+        config: Config,
+        work: Work = Path("checkpoints"),
+        data: DataFolder = None,
+        initial: Initial = None,
+        threads: Threads = None,
+        as_json: Json = False,
+    ) -> None:
+        _train((step,), config, work, data, initial, threads, as_json)
 
 
-@train_app.command()
-def scorer(
-    config: Config,
-    work: Work = Path("checkpoints"),
-    data: DataFolder = None,
-    initial: Initial = None,
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Train the scorer, which says how well a sentence fits a picture."""
-    _train(("scorer",), config, work, data, initial, threads, as_json)
+_add_short("words", "Train the map of what words alone say: the expected slice and the place of a lesion.")
+_add_short("scorer", "Train the scorer, which says how well a sentence fits a picture.")
 
 
 @train_app.command()

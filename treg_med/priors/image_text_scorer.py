@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -13,7 +14,10 @@ from torch.nn import functional
 
 from treg_med.codec import even_margins
 
-__all__ = ["ImageTextScorer", "shown_to_scorer"]
+if TYPE_CHECKING:
+    from treg_med.guidance import JointScorer
+
+__all__ = ["ImageTextScorer", "agreement", "shown_to_scorer"]
 
 _GROUPS = 8
 #: First and largest factor of a cosine in the loss of the training.
@@ -100,6 +104,12 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
+
+
+def agreement(scorer: JointScorer, image: Tensor, states: Tensor, texts: Sequence[str]) -> Tensor:
+    """Return the cosines ``(n, texts)`` of prior images ``(n, 1, H, W)`` and texts with their states, one by one."""
+    said = [scorer.text_features(state[None], text) for state, text in zip(states, texts, strict=True)]
+    return scorer.image_features(image) @ torch.cat(said).T
 
 
 def shown_to_scorer(image: Tensor, side: int) -> Tensor:

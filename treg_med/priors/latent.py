@@ -19,6 +19,7 @@ from treg_med.priors.base import Prediction
 from treg_med.priors.card import FolderOptions, read_card
 from treg_med.priors.checks import check_fit, text_width
 from treg_med.priors.conditioning import Conditioning, NoConditioning, TextConditioning
+from treg_med.priors.image_text_scorer import agreement
 from treg_med.priors.weights import is_pickled, pickled_error
 from treg_med.priors.word_map import WordMap, placed
 from treg_med.priors.words import word_warnings
@@ -274,9 +275,8 @@ class LatentPrior:
             raise ConfigError("expected a prior with a scorer of images and texts, got none; set prior.scorer")
         texts = [text] if isinstance(text, str) else list(text)
         codec = ImageCodec((int(image.shape[-2]), int(image.shape[-1])))
-        seen = self.scorer.image_features(codec.encode(image.to(self.device, torch.float32)))
-        said = torch.cat([self.scorer.text_features(self.embed(one), one) for one in texts])
-        return (seen @ said.T).reshape(*image.shape[:-2], len(texts))
+        shown = codec.encode(image.to(self.device, torch.float32))
+        return agreement(self.scorer, shown, self.embed(texts), texts).reshape(*image.shape[:-2], len(texts))
 
     def round_trip(self, image: Tensor) -> Tensor:
         """Return D(E(image)), unclamped: the best image that any method in this latent space can reach.

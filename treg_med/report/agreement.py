@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from treg_med.guidance import JointScorer
+from treg_med.priors.image_text_scorer import agreement
 from treg_med.report.statistics import Rate, win
 from treg_med.report.words import exchange_weights, exchanged_captions, exchanged_words
 from treg_med.training.slices import CaptionedSlices
@@ -47,11 +48,8 @@ def scorer_wins(
     pairs: dict[str, list[tuple[str, str]]] = {}
     wrong_captions = exchanged_captions(slices, attributes, random.Random(seed))  # noqa: S311 - words, not secrets
     for row, wrong in enumerate(wrong_captions):
-        seen = scorer.image_features(slices.images[row : row + 1] / 127.5 - 1)
-        right, *others = (
-            float((seen * scorer.text_features(embed([text]), text)).sum())
-            for text in (slices.captions[row], *wrong.values())
-        )
+        texts = [slices.captions[row], *wrong.values()]
+        right, *others = agreement(scorer, slices.images[row : row + 1] / 127.5 - 1, embed(texts), texts)[0].tolist()
         for attribute, score in zip(wrong, others, strict=True):
             wins.setdefault(attribute, []).append(win(-right, -score))
             pairs.setdefault(attribute, []).append(

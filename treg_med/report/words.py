@@ -15,8 +15,7 @@ from treg_med.priors.base import Prior
 from treg_med.report.bars import WORD_BARS
 from treg_med.report.one_step import noised, prior_images, usable_levels
 from treg_med.report.statistics import Rate, win
-from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import SliceAttributes, counterfactuals, read_attributes
+from treg_med.training.captions import SliceAttributes, counterfactuals, plain_contrast, read_attributes
 from treg_med.training.slices import CaptionedSlices
 
 __all__ = [
@@ -194,7 +193,7 @@ def exchanged_words(right: SliceAttributes, wrong: str, attribute: str) -> tuple
 
 def _value(said: SliceAttributes, attribute: str) -> str:
     if attribute == "finding":
-        return "present" if said.lesion != UNKNOWN or said.lesions not in (UNKNOWN, "none") else "absent"
+        return "present" if said.finding == "present" else "absent"
     return str(getattr(said, attribute))
 
 
@@ -241,7 +240,7 @@ def _judge(attribute: str, source: str, region: str, rows: list[WordRow], timest
 
 def _word(value: str) -> str:
     """Return what is exchanged against others: T1 with and without contrast agent count as one contrast."""
-    return value.partition("+")[0]
+    return plain_contrast(value)
 
 
 def exchange_weights(exchanges: list[tuple[str, str]]) -> list[float] | None:

@@ -28,7 +28,7 @@ class P2L(LatentSolver):
     c starts at the condition of the text and moves by `tuning_steps` steps of Adam at every level, with one optimiser
     for the whole loop; the projection is made every `data_every` steps. The estimate with the fitted c is then not
     what the text says but what fits: this method shows what prompts the data ask for, not what a prompt does.
-    No code was published; of the constants of `paper` only the method is the publication's.
+    Its code is not public, and the constants of `paper` were not checked against the publication.
 
     Chung, Ye, Milanfar, Delbracio: Prompt-tuning Latent Diffusion Models for Inverse Problems, ICML 2024,
     arXiv 2310.01110.

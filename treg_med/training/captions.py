@@ -19,6 +19,7 @@ __all__ = [
     "SliceAttributes",
     "counterfactuals",
     "mentioned_attributes",
+    "plain_contrast",
     "read_attributes",
     "render_caption",
     "swap_sides",
@@ -62,6 +63,13 @@ class SliceAttributes:
     def classes(self) -> list[int]:
         """Class index of every entry of `ATTRIBUTES`, in its order."""
         return [options.index(getattr(self, name)) for name, options in ATTRIBUTES.items()]
+
+    @property
+    def finding(self) -> str:
+        """Whether there is a lesion: "present", "absent" or, where nothing is known, `UNKNOWN`."""
+        if self.lesion != UNKNOWN or self.lesions not in (UNKNOWN, "none"):
+            return "present"
+        return UNKNOWN if self.lesions == UNKNOWN else "absent"
 
     def mirrored(self) -> SliceAttributes:
         """Attributes of the slice with left and right exchanged."""
@@ -233,6 +241,11 @@ def swap_sides(text: str) -> str:
     """Return a sentence with left and right exchanged, as the caption of the mirrored image."""
     other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
     return re.sub(r"\b(left|right|Left|Right)\b", lambda match: other[match[0]], text)
+
+
+def plain_contrast(contrast: str) -> str:
+    """Return a contrast without its agent: a T1 that shows none may have had one."""
+    return contrast.partition("+")[0]
 
 
 #: Contrasts that a caption may be given instead of its own: T1 with and without contrast agent count as one.

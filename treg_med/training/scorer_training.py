@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from treg_med.priors.image_text_scorer import ImageTextScorer, shown_to_scorer
 from treg_med.report.agreement import EXCHANGED
 from treg_med.training.batches import TextStates
 from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import SliceAttributes, counterfactuals, read_attributes
+from treg_med.training.captions import SliceAttributes, counterfactuals, plain_contrast, read_attributes
 from treg_med.training.config import ScorerSettings
 from treg_med.training.examples import draw_examples, half_states
 from treg_med.training.precision import faster_precision
@@ -26,6 +27,7 @@ __all__ = ["train_scorer"]
 _MOST_NOISE, _LEAST_SIDE, _GAMMA = 0.1, 0.3, 0.5
 #: Share of the pictures without what surrounds the brain, and what counts as background.
 _STRIPPED, _BACKGROUND = 0.3, 0.15
+_FINDINGS = (UNKNOWN, "absent", "present")
 
 
 class _Examples(NamedTuple):
@@ -181,11 +183,8 @@ def _wrong(caption: str, rng: random.Random) -> str:
 
 def _facts(attributes: SliceAttributes) -> list[int]:
     """Class of every attribute, zero where nothing is known, and whether there is a lesion."""
-    # A T1 that shows no contrast agent may have had one.
-    plain = attributes.contrast.partition("+")[0]
-    known = [*SliceAttributes(**{**vars(attributes), "contrast": plain}).classes()]
-    present = attributes.lesion != UNKNOWN or attributes.lesions not in (UNKNOWN, "none")
-    return [*known, 2 if present else int(attributes.lesions == "none")]
+    known = replace(attributes, contrast=plain_contrast(attributes.contrast)).classes()
+    return [*known, _FINDINGS.index(attributes.finding)]
 
 
 def _contradicts(shown: Tensor, said: Tensor) -> Tensor:
