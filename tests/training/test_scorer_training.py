@@ -56,7 +56,7 @@ def test_what_a_scorer_prefers_whatever_it_sees_does_not_count_as_understanding(
     always_flair = Mock()
     always_flair.image_features = lambda image: torch.ones(len(image), 1)
     always_flair.text_features = lambda states, text: torch.tensor([[float("FLAIR" in text)]])
-    wins = scorer_wins(always_flair, lambda texts: torch.zeros(1, 1, 1), slices, ["contrast"])
+    wins = scorer_wins(always_flair, lambda texts: torch.zeros(len(texts), 1, 1), slices, ["contrast"])
     assert wins["contrast"].wins == pytest.approx(0.5, abs=0.01)
 
 
