@@ -1,5 +1,6 @@
 """Physics: operators, sampling masks, receive coils, blur kernels and noise. Torch only: no files, no diffusion."""
 
+from treg_med.operators.attenuation import MU_WATER, attenuation, clean_hounsfield, hounsfield
 from treg_med.operators.base import (
     AdjointOperator,
     Composition,
@@ -18,9 +19,15 @@ from treg_med.operators.coils import (
     compress_coils,
     estimate_sensitivity_maps,
 )
+from treg_med.operators.cone_beam import ConeBeamCT
 from treg_med.operators.conjugate_gradient import CGResult, conjugate_gradient
 from treg_med.operators.contract import Operator
+from treg_med.operators.counts import LogData, flat_field, log_transform, simulate_counts
+from treg_med.operators.ct_operator import CTOperator
+from treg_med.operators.ct_scenarios import Scenario, limited_angle, low_dose, sparse_view
 from treg_med.operators.diagonalised import DiagonalisedOperator
+from treg_med.operators.fan_beam import FanBeamCT
+from treg_med.operators.filtered_backprojection import filtered_backprojection
 from treg_med.operators.fourier import centered_fft2, centered_ifft2
 from treg_med.operators.inpainting import Inpainting, box_mask, random_pixel_mask
 from treg_med.operators.masks import (
@@ -39,37 +46,52 @@ from treg_med.operators.noise import (
     gaussian_noise,
 )
 from treg_med.operators.nonlinear import FourierMagnitude, NonlinearOperator, Saturation
+from treg_med.operators.nufft import NonuniformFFT
+from treg_med.operators.parallel_beam import ParallelBeamCT
+from treg_med.operators.rotation_centre import find_rotation_centre
 from treg_med.operators.separable import Separable
 from treg_med.operators.super_resolution import SuperResolution
+from treg_med.operators.weighted import Weighted
 
 __all__ = [
+    "MU_WATER",
     "AdjointOperator",
     "Blur",
     "CGResult",
+    "CTOperator",
     "CartesianGram",
     "CartesianMRI",
     "Composition",
+    "ConeBeamCT",
     "DiagonalisedOperator",
+    "FanBeamCT",
     "FourierMagnitude",
     "Identity",
     "Inpainting",
     "LinearOperator",
+    "LogData",
     "NonlinearOperator",
+    "NonuniformFFT",
     "Operator",
     "OperatorCheck",
     "OperatorReport",
+    "ParallelBeamCT",
     "SamplingMask",
     "Saturation",
     "Scaled",
+    "Scenario",
     "Separable",
     "Sum",
     "SuperResolution",
+    "Weighted",
+    "attenuation",
     "birdcage_maps",
     "box_mask",
     "calibration_region",
     "centered_fft2",
     "centered_ifft2",
     "check_operator",
+    "clean_hounsfield",
     "complex_gaussian_noise",
     "compress_coils",
     "conjugate_gradient",
@@ -77,13 +99,22 @@ __all__ = [
     "estimate_noise_std",
     "estimate_real_noise_std",
     "estimate_sensitivity_maps",
+    "filtered_backprojection",
+    "find_rotation_centre",
+    "flat_field",
     "gaussian_kernel",
     "gaussian_mask_1d",
     "gaussian_mask_2d",
     "gaussian_noise",
+    "hounsfield",
+    "limited_angle",
+    "log_transform",
+    "low_dose",
     "motion_kernel",
     "poisson_disc_mask",
     "radial_mask",
     "random_mask",
     "random_pixel_mask",
+    "simulate_counts",
+    "sparse_view",
 ]

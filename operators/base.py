@@ -77,7 +77,15 @@ class LinearOperator(Operator):
         Trailing shape of the output, without batch.
     is_complex
         True for complex64/128 operators (MRI; real input is promoted), False for float32/64 operators (CT).
+
+    Attributes
+    ----------
+    physical
+        Whether A carries physical units (line integrals of an attenuation), so that its norm depends on lengths
+        and says nothing about the data. Other operators are normalised: A^H A is about one.
     """
+
+    physical: bool = False
 
     def _matvec(self, x: Tensor) -> Tensor:
         """Apply A to a checked tensor ``(*batch, *domain_shape)``; called without autograd."""
@@ -251,6 +259,7 @@ class AdjointOperator(LinearOperator):
     def __init__(self, operator: LinearOperator) -> None:
         super().__init__(operator.range_shape, operator.domain_shape, is_complex=operator.is_complex)
         self.operator = operator
+        self.physical = operator.physical
 
     def _matvec(self, x: Tensor) -> Tensor:
         return self.operator._rmatvec(x)
@@ -282,6 +291,7 @@ class Composition(LinearOperator):
             )
         super().__init__(inner.domain_shape, outer.range_shape, is_complex=inner.is_complex)
         self.outer, self.inner = outer, inner
+        self.physical = outer.physical or inner.physical
 
     def _matvec(self, x: Tensor) -> Tensor:
         return self.outer._matvec(self.inner._matvec(x))
@@ -312,6 +322,7 @@ class Sum(LinearOperator):
             raise GeometryError(f"cannot add {first!r} and {second!r}: both must map between the same spaces")
         super().__init__(first.domain_shape, first.range_shape, is_complex=first.is_complex)
         self.first, self.second = first, second
+        self.physical = first.physical or second.physical
 
     def _matvec(self, x: Tensor) -> Tensor:
         return self.first._matvec(x) + self.second._matvec(x)
@@ -339,6 +350,7 @@ class Scaled(LinearOperator):
             raise ConfigError(f"cannot scale the real operator {operator!r} by {factor}: use a real factor")
         super().__init__(operator.domain_shape, operator.range_shape, is_complex=operator.is_complex)
         self.operator = operator
+        self.physical = operator.physical
         self.factor: complex = value if value.imag else value.real
 
     def _matvec(self, x: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ that is probed instead.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +21,16 @@ from treg_med.errors import ConfigError, GeometryError
 from treg_med.operators import (
     Blur,
     CartesianMRI,
+    ConeBeamCT,
+    FanBeamCT,
     Identity,
     Inpainting,
     LinearOperator,
+    NonuniformFFT,
+    ParallelBeamCT,
     Separable,
     SuperResolution,
+    Weighted,
     birdcage_maps,
     box_mask,
     check_operator,
@@ -60,9 +67,33 @@ def _rough_maps(coils: int, height: int, width: int) -> Tensor:
     return torch.randn(coils, height, width, dtype=torch.complex128, generator=_generator())
 
 
+def _weights(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=_generator()).sub(0.1).clamp_min(0)
+
+
 def _matrix(outputs: int, inputs: int, rank: int) -> Tensor:
     draw = torch.randn(outputs + inputs, rank, dtype=torch.float64, generator=_generator())
     return draw[:outputs] @ draw[outputs:].mT
+
+
+def _parallel(shape: tuple[int, int] = (9, 8), views: int = 7, bins: int = 13, **options: Any) -> ParallelBeamCT:
+    angles = torch.arange(views) * math.pi / views + 0.1
+    options = {"pixel_size": 1.1, "bin_size": 0.9, "centre": bins / 2 - 0.8} | options
+    return ParallelBeamCT(shape, angles, bins, **options)
+
+
+def _fan(shape: tuple[int, int] = (9, 8), views: int = 7, bins: int = 13, **options: Any) -> FanBeamCT:
+    angles = torch.arange(views) * 2 * math.pi / views + 0.1
+    radius = 2.5 * max(shape)
+    options = {"pixel_size": 1.1, "bin_size": 1.6, "centre": bins / 2 - 0.8} | options
+    return FanBeamCT(shape, angles, bins, source_origin=radius, origin_detector=radius / 2, **options)
+
+
+def _cone() -> ConeBeamCT:
+    angles = torch.arange(3) * 2 * math.pi / 3 + 0.3
+    return ConeBeamCT(
+        (2, 4, 3), angles, (3, 5), source_origin=12.0, origin_detector=6.0, bin_size=(1.5, 1.4), centre=(0.8, 2.2)
+    )
 
 
 OPERATOR_CASES: list[OperatorCase] = [
@@ -119,6 +150,21 @@ OPERATOR_CASES: list[OperatorCase] = [
         lambda: Inpainting(random_pixel_mask((9, 7), 0.6, generator=_generator()), is_complex=True),
         lambda: Inpainting(random_pixel_mask((99, 128), 0.9, generator=_generator()), is_complex=True),
     ),
+    OperatorCase(
+        "nonuniform-fft",
+        lambda: NonuniformFFT((8, 7), torch.rand(20, 2, generator=_generator()) - 0.5),
+        lambda: NonuniformFFT((90, 77), torch.rand(3000, 2, generator=_generator()) - 0.5),
+    ),
+    OperatorCase("parallel-fourier", _parallel, lambda: _parallel((64, 80), 30, 91)),
+    OperatorCase("parallel-replica", lambda: _parallel(replicas=1)),
+    OperatorCase("parallel-joseph", lambda: _parallel(mode="joseph"), lambda: _parallel((64, 80), 30, 91, mode="joseph")),
+    OperatorCase("fan-fourier-flat", _fan, lambda: _fan((64, 80), 30, 91)),
+    OperatorCase("fan-fourier-curved-arc", lambda: _fan(detector="curved").subset(slice(2, 4))),
+    OperatorCase("fan-joseph", lambda: _fan(mode="joseph"), lambda: _fan((64, 80), 30, 91, mode="joseph")),
+    OperatorCase("fan-joseph-curved", lambda: _fan(mode="joseph", detector="curved")),
+    OperatorCase("cone", _cone),
+    OperatorCase("weighted-mri", lambda: Weighted(CartesianMRI(_points(8, 9)), _weights(1, 8, 9))),
+    OperatorCase("weighted-parallel", lambda: Weighted(_parallel(), _weights(7, 13))),
 ]
 
 

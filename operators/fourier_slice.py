@@ -1,0 +1,134 @@
+"""Parallel projections of an image by the Fourier slice theorem."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from treg_med.operators.base import LinearOperator
+from treg_med.operators.nufft import NonuniformFFT, smooth_length
+
+__all__ = ["FourierSlice"]
+
+# Empty samples between the object and its periodic copy, for the tails of band-limited projections.
+_MARGIN = 24
+
+
+class FourierSlice(LinearOperator):
+    r"""Line integrals of square pixels, averaged over a detector bin, ``(*batch, H, W)`` to ``(*batch, views, bins)``.
+
+    .. math::
+        y_{bk} = \frac{1}{P \Delta} \sum_m e^{2 \pi i m (k - c) / P}\,
+        p^2\, \mathrm{sinc}(f p \cos b)\, \mathrm{sinc}(f p \sin b)\, \mathrm{sinc}(f w)\,
+        \sum_{ij} x_{ij}\, e^{-2 \pi i f (x_j \cos b + y_i \sin b)}, \qquad f = \frac{m}{P \Delta}
+
+    with pixel size p, bin size :math:`\Delta`, aperture w and c the bin of the rotation axis; the inner sum is a
+    `NonuniformFFT`. P is large enough that periodic copies of the object miss the detector. Frequencies up to
+    :math:`(1/2 + \mathrm{replicas}) / \Delta` are taken; those beyond the first 1/2 fold back, as in a detector of
+    separate bins.
+
+    Parameters
+    ----------
+    image_shape
+        ``(H, W)``.
+    angles
+        ``(views,)`` float64 in rad, already checked.
+    n_bins, pixel_size, bin_size, centre
+        As in `ParallelBeamCT`.
+    aperture
+        Width w in mm that a bin averages over.
+    replicas
+        Spectral replicas that are folded in.
+    upsampling
+        Samples per bin: the profile is returned on a grid finer than the bins, ``n_bins * upsampling`` samples of which
+        number ``upsampling * k`` lies at bin k. Not together with replicas.
+    tolerance
+        Of the `NonuniformFFT`.
+    response
+        Further real factor of the frequencies f in 1/mm.
+
+    Bracewell, Aust. J. Phys. 9 (1956) 198.
+    """
+
+    _angles: Tensor
+    _factor: Tensor
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int],
+        angles: Tensor,
+        n_bins: int,
+        *,
+        pixel_size: float,
+        bin_size: float,
+        centre: float,
+        aperture: float,
+        replicas: int = 0,
+        upsampling: int = 1,
+        tolerance: float | None = None,
+        response: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(image_shape, (len(angles), n_bins * upsampling), is_complex=False)
+        self._stride = 1 + 2 * replicas
+        self._upsampling = upsampling
+        self._pixel_size, self._bin_size, self._centre = pixel_size, bin_size, centre
+        self.register_buffer("_angles", angles.clone())
+        reach = math.hypot(*image_shape) / 2 * pixel_size / bin_size + max(centre, n_bins - 1 - centre)
+        self._period = smooth_length(max(n_bins, math.ceil(reach)) + _MARGIN)
+        f, column, row = self._frequencies()
+        points = torch.stack([row, column], -1).reshape(-1, 2) * pixel_size
+        self._nufft = NonuniformFFT(image_shape, points, tolerance=tolerance)
+        gain = torch.sinc(column * pixel_size) * torch.sinc(row * pixel_size) * torch.sinc(f * aperture)
+        gain = gain * (pixel_size**2 / bin_size) * (1 if response is None else response(f))
+        self.register_buffer("_factor", (gain * self._centring()).to(torch.complex64))
+
+    def _frequencies(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return f ``(n,)`` and its parts along columns and rows ``(views, n)``, float64, in cycles per mm."""
+        count = self._stride * self._period // 2 + 1
+        f = torch.arange(count, dtype=torch.float64, device=self._angles.device) / (self._period * self._bin_size)
+        angles = self._angles.double()[:, None]
+        return f, f * angles.cos(), -f * angles.sin()
+
+    def _centring(self) -> Tensor:
+        """Return the phase from the middle of the image, where the transform has pixel n // 2, to bin zero."""
+        f, column, row = self._frequencies()
+        height, width = self.domain_shape
+        away = column * (width // 2 - (width - 1) / 2) + row * (height // 2 - (height - 1) / 2)
+        turns = self._pixel_size * away + f * self._bin_size * self._centre
+        return torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
+
+    def _matvec(self, x: Tensor) -> Tensor:
+        values = self._nufft._matvec(torch.complex(x, torch.zeros_like(x)))
+        return self._to_bins(values.unflatten(-1, self._factor.shape) * self._factor.to(values.dtype))
+
+    def _rmatvec(self, y: Tensor) -> Tensor:
+        values = self._from_bins(y)
+        values = values * self._factor.to(values.dtype).conj()
+        return self._nufft._rmatvec(values.flatten(-2)).real.contiguous()
+
+    def _to_bins(self, spectrum: Tensor) -> Tensor:
+        length = self._stride * self._upsampling * self._period
+        fine = torch.fft.irfft(spectrum, n=length, norm="forward") / self._period
+        return fine[..., : self._stride * self.range_shape[-1] : self._stride].contiguous()
+
+    def _from_bins(self, y: Tensor) -> Tensor:
+        """Apply the transpose of `_to_bins`: frequencies between zero and Nyquist stand for their negatives too."""
+        if self._stride > 1:
+            fine = y.new_zeros(*y.shape, self._stride)
+            fine[..., 0] = y
+            y = fine.flatten(-2)
+        length = self._stride * self._upsampling * self._period
+        spectrum = torch.fft.rfft(y, n=length)[..., : self._factor.shape[-1]]
+        spectrum[..., 1 : (length + 1) // 2] *= 2
+        return spectrum / self._period
+
+    def backproject(self, y: Tensor) -> Tensor:
+        r"""Return :math:`\sum_b q_b(x \cos b + y \sin b)` at the pixels, q band-limited through the samples y."""
+        spectrum = self._from_bins(y)
+        key = ("centring", spectrum.dtype, spectrum.device)
+        spectrum = spectrum * self._cached(key, lambda: self._centring().conj().to(spectrum.dtype))
+        return self._nufft._rmatvec(spectrum.flatten(-2)).real.contiguous()
+

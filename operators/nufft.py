@@ -1,0 +1,253 @@
+"""The Fourier transform of an image at arbitrary frequencies, by Kaiser-Bessel gridding in plain torch."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from treg_med.errors import ConfigError, GeometryError, ResourceError
+from treg_med.operators.base import LinearOperator
+from treg_med.operators.contract import checked_image_shape
+
+__all__ = [
+    "NonuniformFFT",
+    "kaiser_bessel",
+    "kaiser_bessel_transform",
+    "kernel_parameter",
+    "smooth_length",
+    "sparse_rows",
+]
+
+
+class NonuniformFFT(LinearOperator):
+    r"""Fourier transform of an image ``(*batch, H, W)`` at M frequencies, ``(*batch, M)``.
+
+    .. math:: y_m = \sum_{r} x_r\, e^{-2 \pi i\, k_m \cdot r}, \qquad r = (i - H // 2,\ j - W // 2)
+
+    up to the error of the kernel: relative to white noise 2e-2, 5e-3, 1e-3 and 3e-4 for widths 3 to 6 on a grid 1.25
+    times as fine, less for images. The adjoint is the exact transpose, whatever that error.
+
+    Parameters
+    ----------
+    shape
+        ``(H, W)`` of the image.
+    points
+        Frequencies k ``(M, 2)`` in cycles per pixel, row then column; periodic with period one.
+    oversampling
+        Fineness of the grid, from 1.1 to 4.
+    width
+        Grid points under the kernel along each axis, from 2 to 12.
+    tolerance
+        None grids as described. A number from 1e-12 to 1e-1 leaves the transform to the package finufft, on a CPU, with
+        that relative error; its adjoint is the exact transpose too.
+
+    Raises
+    ------
+    GeometryError
+        If the points are not ``(M, 2)``.
+    ConfigError
+        For points that are not finite, or an oversampling, width or tolerance out of range.
+    ResourceError
+        If finufft is asked for and not installed.
+
+    Notes
+    -----
+    The interpolation matrix and its transpose are held as sparse rows: ``16 M width^2`` bytes in single precision.
+
+    Fessler and Sutton, IEEE Trans. Signal Process. 51 (2003) 560. Kernel: Beatty, Nishimura and Pauly, IEEE Trans. Med.
+    Imaging 24 (2005) 799.
+    """
+
+    _points: Tensor
+    _deapodisation: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        points: Tensor,
+        *,
+        oversampling: float = 1.25,
+        width: int = 5,
+        tolerance: float | None = None,
+    ) -> None:
+        shape = checked_image_shape(shape)
+        k = torch.as_tensor(points).detach().to(torch.float64)
+        if k.ndim != 2 or k.shape[1] != 2 or len(k) == 0:
+            raise GeometryError(f"expected frequencies (M, 2), row then column, got {tuple(k.shape)}")
+        if not bool(torch.isfinite(k).all()):
+            raise ConfigError("expected finite frequencies, got NaN or Inf; check the trajectory")
+        if not 1.1 <= oversampling <= 4 or not 2 <= width <= 12:
+            raise ConfigError(
+                f"expected an oversampling from 1.1 to 4 and a width from 2 to 12, got {oversampling:g} and {width}"
+            )
+        if tolerance is not None and not 1e-12 <= tolerance <= 0.1:
+            raise ConfigError(f"expected a tolerance from 1e-12 to 0.1, or None, got {tolerance!r}")
+        super().__init__(shape, (len(k),), is_complex=True)
+        self.oversampling, self.width, self.tolerance = float(oversampling), int(width), tolerance
+        if tolerance is not None:
+            _finufft()
+        self._grid = tuple(smooth_length(max(math.ceil(oversampling * n), 2 * width)) for n in shape)
+        self.register_buffer("_points", k.clone())
+        inverse = [_inverse_kernel_transform(n, g, width) for n, g in zip(shape, self._grid, strict=True)]
+        self.register_buffer("_deapodisation", (inverse[0][:, None] * inverse[1]).float())
+
+    def _matvec(self, x: Tensor) -> Tensor:
+        batch = x.shape[:-2]
+        if self.tolerance is not None:
+            return self._planned(x.reshape(-1, *self.domain_shape), 2).reshape(*batch, -1)
+        grid = self._spread(x.reshape(-1, *self.domain_shape) * self._deapodisation.to(x.real.dtype))
+        spectrum = torch.view_as_real(torch.fft.fft2(grid)).flatten(1, 2)  # (n, K, 2)
+        columns = spectrum.transpose(0, 1).reshape(spectrum.shape[1], -1)
+        values = self._matrices(columns)[0] @ columns
+        values = values.reshape(len(values), -1, 2).transpose(0, 1).contiguous()
+        return torch.view_as_complex(values).reshape(*batch, -1)
+
+    def _rmatvec(self, y: Tensor) -> Tensor:
+        batch = y.shape[:-1]
+        if self.tolerance is not None:
+            return self._planned(y.reshape(-1, y.shape[-1]), 1).reshape(*batch, *self.domain_shape)
+        flat = torch.view_as_real(y.resolve_conj().reshape(-1, y.shape[-1])).transpose(0, 1)
+        columns = self._matrices(flat)[1] @ flat.reshape(len(flat), -1)
+        grid = columns.reshape(*self._grid, -1, 2).permute(2, 0, 1, 3).contiguous()
+        image = self._collect(torch.fft.ifft2(torch.view_as_complex(grid), norm="forward"))
+        return (image * self._deapodisation.to(image.real.dtype)).reshape(*batch, *self.domain_shape)
+
+    def _planned(self, values: Tensor, kind: int) -> Tensor:
+        """Transform every item with finufft: kind 2 from the image to the points, kind 1 back."""
+
+        def plan() -> Any:
+            made = _finufft().Plan(
+                kind,
+                self.domain_shape,
+                eps=self.tolerance,
+                isign=-1 if kind == 2 else 1,
+                dtype=str(values.dtype).removeprefix("torch."),
+                nthreads=torch.get_num_threads(),
+            )
+            radians = torch.remainder(2 * torch.pi * self._points.double() + torch.pi, 2 * torch.pi) - torch.pi
+            made.setpts(*(axis.to(values.real.dtype).contiguous().numpy() for axis in radians.T))
+            return made
+
+        if values.device.type != "cpu":
+            raise ConfigError(f"expected data on the CPU for finufft, got {values.device}; leave out the tolerance")
+        made = self._cached(("finufft", kind, values.dtype), plan)
+        items = [made.execute(item.resolve_conj().contiguous().numpy()) for item in values]
+        return torch.stack([torch.from_numpy(item) for item in items])
+
+    def _quadrants(self) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+        """Pairs of image and grid blocks: the origin of the image, its middle, sits at the corner of the grid."""
+        axes = []
+        for n, g in zip(self.domain_shape, self._grid, strict=True):
+            half = n // 2
+            axes.append(((slice(half, n), slice(0, n - half)), (slice(0, half), slice(g - half, g))))
+        return [((a[0], b[0]), (a[1], b[1])) for a in axes[0] for b in axes[1]]
+
+    def _spread(self, x: Tensor) -> Tensor:
+        grid = x.new_zeros(len(x), *self._grid)
+        for image, place in self._quadrants():
+            grid[(slice(None), *place)] = x[(slice(None), *image)]
+        return grid
+
+    def _collect(self, grid: Tensor) -> Tensor:
+        x = grid.new_empty(len(grid), *self.domain_shape)
+        for image, place in self._quadrants():
+            x[(slice(None), *image)] = grid[(slice(None), *place)]
+        return x
+
+    def _matrices(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the interpolation matrix and its transpose as sparse rows, in the precision of a tensor."""
+        key = ("interpolation", like.dtype, like.device)
+        pair: tuple[Tensor, Tensor] = self._cached(key, lambda: self._build(like.dtype, like.device))
+        return pair
+
+    def _build(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        k, (rows, columns) = self._points.to(device), self._grid
+        i, wi = _kernel_at(k[:, 0], rows, self.width, self.domain_shape[0])
+        j, wj = _kernel_at(k[:, 1], columns, self.width, self.domain_shape[1])
+        index = (i[:, :, None] * columns + j[:, None, :]).flatten(1)
+        # Rounded once to single precision, so that both precisions apply the same matrix.
+        weight = (wi[:, :, None] * wj[:, None, :]).flatten(1).float().to(dtype)
+        return sparse_rows(index, weight, rows * columns)
+
+
+def sparse_rows(index: Tensor, weight: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Return a matrix with the entries `weight` at the columns `index`, both ``(rows, n)``, and its transpose.
+
+    Entries of weight zero are kept; the transposed matrix is sorted by column, stably, so that sums are reproducible.
+    """
+    rows, per_row = index.shape
+    starts = torch.arange(rows + 1, device=index.device) * per_row
+    flat, values = index.flatten(), weight.flatten()
+    order = torch.argsort(flat, stable=True)
+    counts = torch.bincount(flat, minlength=columns)
+    transposed_starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    row_of = torch.div(order, per_row, rounding_mode="floor")
+    return (
+        _csr(starts, flat, values, (rows, columns)),
+        _csr(transposed_starts, row_of, values[order], (columns, rows)),
+    )
+
+
+def _csr(starts: Tensor, index: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    with warnings.catch_warnings():
+        # torch announces the layout as beta once per process.
+        warnings.filterwarnings("ignore", message=".*[Ss]parse (CSR|invariant).*")
+        small = torch.int32
+        return torch.sparse_csr_tensor(starts.to(small), index.to(small), values, shape, check_invariants=False)
+
+
+def _finufft() -> Any:
+    try:
+        return import_module("finufft")
+    except ImportError as error:
+        raise ResourceError("a tolerance needs the package finufft; pip install finufft, or leave it out") from error
+
+
+def smooth_length(least: int) -> int:
+    """Return the smallest even product of 2, 3 and 5 that is at least `least`, which an FFT likes."""
+    n = least + least % 2
+    while _without_small_primes(n) != 1:
+        n += 2
+    return n
+
+
+def _without_small_primes(n: int) -> int:
+    for prime in (2, 3, 5):
+        while n % prime == 0:
+            n //= prime
+    return n
+
+
+def kernel_parameter(oversampling: float, width: int) -> float:
+    """Return beta of the Kaiser-Bessel kernel of a width in grid points."""
+    return math.pi * math.sqrt((width / oversampling) ** 2 * (oversampling - 0.5) ** 2 - 0.8)
+
+
+def kaiser_bessel(distance: Tensor, width: int, beta: float) -> Tensor:
+    """Return the kernel, one at zero, at distances in grid points."""
+    inside = (1 - (distance / (width / 2)).square()).clamp_min(0).sqrt()
+    return torch.special.i0(beta * inside) / torch.special.i0(distance.new_tensor(beta))
+
+
+def kaiser_bessel_transform(frequency: Tensor, width: int, beta: float) -> Tensor:
+    """Return the Fourier transform of the kernel at frequencies in cycles per grid point, inside its pass band."""
+    root = (beta**2 - (math.pi * width * frequency).square()).clamp_min(1e-12).sqrt()
+    return width * torch.sinh(root) / (root * torch.special.i0(frequency.new_tensor(beta)))
+
+
+def _kernel_at(k: Tensor, grid: int, width: int, n: int) -> tuple[Tensor, Tensor]:
+    """Return the grid indices ``(M, width)`` under the kernel about each frequency, and its values there."""
+    position = (k * grid)[:, None]
+    points = torch.ceil(position - width / 2) + torch.arange(width, device=k.device)
+    return points.long() % grid, kaiser_bessel(position - points, width, kernel_parameter(grid / n, width))
+
+
+def _inverse_kernel_transform(n: int, grid: int, width: int) -> Tensor:
+    """Return one over the Fourier transform of the kernel at the pixels of one axis, float64 ``(n,)``."""
+    place = (torch.arange(n, dtype=torch.float64) - n // 2) / grid
+    return 1 / kaiser_bessel_transform(place, width, kernel_parameter(grid / n, width))

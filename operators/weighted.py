@@ -1,0 +1,94 @@
+"""An operator seen through the statistical weights of its data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from treg_med.errors import ConfigError, GeometryError
+from treg_med.operators.base import Composition, LinearOperator
+
+__all__ = ["Weighted"]
+
+
+class Weighted(LinearOperator):
+    r"""The whitened operator :math:`W^{1/2} A`, whose normal operator is :math:`A^H W A`.
+
+    Data of variance :math:`\sigma^2 / w_i` become data of variance :math:`\sigma^2` when multiplied by
+    :math:`\sqrt{w_i}`, and least squares with this operator weighs every sample by what it knows.
+
+    Parameters
+    ----------
+    operator
+        A, ``(*batch, *domain_shape)`` to ``(*batch, *range_shape)``.
+    weights
+        ``range_shape``, real, finite and >= 0; zero stands for a sample that was not measured.
+
+    Raises
+    ------
+    GeometryError
+        If the weights are not of the operator's range shape.
+    ConfigError
+        If they are complex, negative, not finite or all zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from treg_med.operators import Identity
+    >>> whitened = Weighted(Identity((2,), is_complex=False), torch.tensor([4.0, 0.0]))
+    >>> whitened(torch.ones(2))
+    tensor([2., 0.])
+    """
+
+    weights: Tensor
+    _roots: Tensor
+
+    def __init__(self, operator: LinearOperator, weights: Tensor) -> None:
+        super().__init__(operator.domain_shape, operator.range_shape, is_complex=operator.is_complex)
+        values = torch.as_tensor(weights).detach()
+        if tuple(values.shape) != operator.range_shape:
+            raise GeometryError(
+                f"expected weights of shape {operator.range_shape} (the range of {operator!r}), got "
+                f"{tuple(values.shape)}; give one weight per sample, the same for the whole batch"
+            )
+        if values.is_complex() or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
+            raise ConfigError(f"expected real, finite weights >= 0, got {values.dtype}; use 1 / variance")
+        if not bool((values > 0).any()):
+            raise ConfigError("expected at least one weight above 0, got only zeros: no sample would be left")
+        self.operator = operator
+        self.physical = operator.physical
+        kept = values if values.is_floating_point() else values.float()
+        self.register_buffer("weights", kept.clone())
+        self.register_buffer("_roots", kept.sqrt())
+
+    def _matvec(self, x: Tensor) -> Tensor:
+        y = self.operator._matvec(x)
+        return y * self._roots.to(y.real.dtype)
+
+    def _rmatvec(self, y: Tensor) -> Tensor:
+        return self.operator._rmatvec(y * self._roots.to(y.real.dtype))
+
+    @property
+    def gram(self) -> LinearOperator:
+        """The normal operator A^H W A."""
+        weights = _Diagonal(self._roots.double().square(), self.is_complex)
+        return Composition(self.operator.H, Composition(weights, self.operator))
+
+    def _label(self) -> str:
+        return f"Weighted({self.operator._label()})"
+
+
+class _Diagonal(LinearOperator):
+    """Multiplication by real numbers."""
+
+    values: Tensor
+
+    def __init__(self, values: Tensor, is_complex: bool) -> None:
+        super().__init__(tuple(values.shape), tuple(values.shape), is_complex=is_complex)
+        self.register_buffer("values", values)
+
+    def _matvec(self, x: Tensor) -> Tensor:
+        return x * self.values.to(x.real.dtype)
+
+    def _rmatvec(self, y: Tensor) -> Tensor:
+        return self._matvec(y)
