@@ -8,6 +8,7 @@ from treg_med.data.records import RESEARCH_ONLY, Geometry, Measurement, Reconstr
 from treg_med.data.sample_scans import SAMPLES, sample_path
 from treg_med.data.sampling import MASK_KINDS
 from treg_med.data.simulate import simulate_scan
+from treg_med.data.simulate_ct import is_hounsfield_volume, simulate_ct_scan
 from treg_med.data.source import ScanHeader, ScanReader, SliceSource, validate_source
 from treg_med.data.writer import VolumeWriter, is_complete, software_versions
 
@@ -25,9 +26,11 @@ __all__ = [
     "VolumeWriter",
     "check_text",
     "is_complete",
+    "is_hounsfield_volume",
     "open_scan",
     "register_reader",
     "sample_path",
+    "simulate_ct_scan",
     "simulate_scan",
     "software_versions",
     "suggest_text",

@@ -16,12 +16,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from skimage.measure import label
 from torch import Tensor
 
 from treg_med.data.records import RESEARCH_ONLY, Reconstruction
-from treg_med.errors import GeometryError
+from treg_med.errors import ConfigError, GeometryError
 
-__all__ = ["compare_reconstructions", "display_window", "html_picture", "show_reconstruction"]
+__all__ = ["compare_reconstructions", "display_window", "hounsfield_window", "html_picture", "show_reconstruction"]
 
 # Part of the pixels that may be brighter than white.
 _WINDOW_QUANTILE = 0.998
@@ -29,6 +30,11 @@ _PANEL_INCHES = 3.0
 _HTML_WIDTH_INCHES = 2.4
 # Errors are drawn this many times brighter than the images.
 _DIFFERENCE_GAIN = 5.0
+# Black and white in HU: soft tissue, or everything from lung to bone where there is lung.
+_SOFT_WINDOW, _WIDE_WINDOW = (-160.0, 240.0), (-1000.0, 1000.0)
+_TISSUE = -300.0
+# Part of the body from which on it counts: air in the bowel takes up less.
+_LUNG_SHARE = 0.08
 
 
 def display_window(image: Tensor) -> tuple[float, float]:
@@ -37,6 +43,41 @@ def display_window(image: Tensor) -> tuple[float, float]:
     white = float(values.kthvalue(max(1, math.ceil(_WINDOW_QUANTILE * values.numel()))).values)
     black = min(0.0, float(values.min()))
     return black, white if white > black else black + 1.0
+
+
+def hounsfield_window(image: Tensor) -> tuple[float, float]:
+    """Return black and white level of an image in HU: -160 to 240 (soft tissue), -1000 to 1000 where there is lung.
+
+    Lung is what is thin and enclosed: air and cushions around a body reach the edge of the image.
+    """
+    values = image.detach().float().cpu().reshape(1, 1, *image.shape[-2:])
+    smooth = torch.nn.functional.avg_pool2d(values, 3, 1, 1, count_include_pad=False)[0, 0]
+    thin = (smooth < _TISSUE).numpy()
+    regions = label(thin, connectivity=1)
+    edge = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
+    enclosed = int((thin & ~np.isin(regions, edge)).sum())
+    tissue = thin.size - int(thin.sum())
+    return _WIDE_WINDOW if tissue == 0 or enclosed > _LUNG_SHARE * tissue else _SOFT_WINDOW
+
+
+def _window(image: Tensor, mu_water: float | None, window: tuple[float, float] | None) -> tuple[float, float]:
+    """Return black and white level in the units of the image; for CT with mu_water the window is in HU.
+
+    Raises
+    ------
+    ConfigError
+        If the window is not two increasing numbers.
+    """
+    if window is not None and not (len(window) == 2 and window[0] < window[1]):
+        raise ConfigError(f"expected a window (black, white) with black < white, got {window}")
+    if mu_water is None:
+        return display_window(image) if window is None else window
+    black, white = hounsfield_window(1000 * (image - mu_water) / mu_water) if window is None else window
+    return mu_water * (1 + black / 1000), mu_water * (1 + white / 1000)
+
+
+def _mu_water(rec: Reconstruction) -> float | None:
+    return None if rec.measurement is None else rec.measurement.mu_water
 
 
 def _pixels(image: Tensor) -> npt.NDArray[np.float32]:
@@ -90,21 +131,31 @@ def _caption(recs: Sequence[Reconstruction]) -> str:
     return ("Simulated measurement. " if simulated else "") + RESEARCH_ONLY
 
 
-def show_reconstruction(rec: Reconstruction, ax: Axes | None = None) -> Figure:
-    """Draw one reconstruction; returns the figure (that of ``ax`` if given)."""
+def show_reconstruction(
+    rec: Reconstruction, ax: Axes | None = None, *, window: tuple[float, float] | None = None
+) -> Figure:
+    """Draw one reconstruction; returns the figure (that of ``ax`` if given).
+
+    ``window`` is black and white: in HU for CT with mu_water (default `hounsfield_window`), else in units of the image.
+    """
     if ax is None:
         figure = _new_figure(_PANEL_INCHES + 1, _PANEL_INCHES + 1.4)
         figure.supxlabel(_caption([rec]), fontsize=6)
         ax = figure.add_subplot()
-    _draw(ax, rec.upright, display_window(rec.upright), _title(rec), _aspect(rec))
+    levels = _window(rec.upright, _mu_water(rec), window)
+    _draw(ax, rec.upright, levels, _title(rec), _aspect(rec))
     owner = ax.get_figure(root=True)
     if owner is None:
         raise GeometryError("expected axes that belong to a figure, got axes that were removed")
     return owner
 
 
-def compare_reconstructions(recs: Sequence[Reconstruction], *, difference: bool = True) -> Figure:
+def compare_reconstructions(
+    recs: Sequence[Reconstruction], *, difference: bool = True, window: tuple[float, float] | None = None
+) -> Figure:
     """Draw reconstructions side by side in one window, that of the target or the first; errors below.
+
+    ``window`` is as in `show_reconstruction`.
 
     Raises
     ------
@@ -120,17 +171,17 @@ def compare_reconstructions(recs: Sequence[Reconstruction], *, difference: bool 
     if target is not None and first is not None:
         reference = target.abs() if target.is_complex() else target
         reference = first.geometry.to_display(reference) if first.geometry is not None else reference
-    window = display_window(recs[0].upright if reference is None else reference)
+    levels = _window(recs[0].upright if reference is None else reference, _mu_water(recs[0]), window)
     panels = len(recs) + (reference is not None)
     rows = 2 if difference and reference is not None else 1
     figure = _new_figure(_PANEL_INCHES * panels, (_PANEL_INCHES + 0.8) * rows)
     axes = figure.subplots(rows, panels, squeeze=False)
     for column, rec in enumerate(recs):
-        _draw(axes[0, column], rec.upright, window, _title(rec), _aspect(rec))
+        _draw(axes[0, column], rec.upright, levels, _title(rec), _aspect(rec))
     if reference is not None:
-        _draw(axes[0, -1], reference, window, "target", _aspect(recs[0]))
+        _draw(axes[0, -1], reference, levels, "target", _aspect(recs[0]))
         if rows == 2:
-            _draw_differences(axes[1], recs, reference.cpu(), window)
+            _draw_differences(axes[1], recs, reference.cpu(), levels)
     figure.supxlabel(_caption(recs), fontsize=7)
     return figure
 

@@ -46,7 +46,7 @@ from treg_med.data.simulation import PHASES
 from treg_med.data.source import ScanHeader
 from treg_med.errors import FormatError, GeometryError, UnsafeFileError
 
-__all__ = ["LAYOUT", "LAYOUT_VERSION", "RawKspaceReader"]
+__all__ = ["LAYOUT", "LAYOUT_VERSION", "RawKspaceReader", "read_geometry", "read_operations"]
 
 LAYOUT = "treg_med_kspace"
 LAYOUT_VERSION = 1
@@ -55,9 +55,12 @@ _LAYOUTS = {4: "(slice, coil, ky, kx)", 3: "(coil, ky, kx)", 2: "(ky, kx)"}
 # What may be copied from the operations of a file into a sidecar: numbers and known words, nothing free.
 _OPERATION_KEYS = frozenset(
     "operation acceleration true_acceleration mask coils maps noise noise_std seed phase volume".split()
-    + ["slice_axis"]
+    + "slice_axis views arc_deg photons electronic_std beam mu_water sub_rays".split()
 )
-_OPERATION_WORDS = frozenset(("simulate", "retrospective undersampling", "birdcage", *MASK_KINDS, *PHASES))
+_OPERATION_WORDS = frozenset(
+    ("simulate", "simulate CT", "slice", "retrospective undersampling", "birdcage", "parallel", "fan")
+    + (*MASK_KINDS, *PHASES)
+)
 _INFERRED = "the file has no mask: samples that are exactly zero in all coils were taken as not measured"
 _UNKNOWN = (
     "unknown geometry: the file carries no position or voxel size; 1 mm voxels are assumed, "
@@ -146,36 +149,8 @@ class RawKspaceReader(Hdf5Reader):
             )
 
     def _read_geometry(self, rot90: int | None, flip: bool | None) -> Geometry:
-        attributes = self._h5().attrs
         slices, _, height, width = self._shape
-        turn = int(number_attribute(attributes, "display_rot90") or 0) if rot90 is None else rot90
-        mirror = bool(number_attribute(attributes, "display_flip")) if flip is None else flip
-        if "affine" not in attributes:
-            return unknown_geometry((height, width, slices), display_rot90=turn, display_flip=mirror)
-        codes = {name: int(number_attribute(attributes, name) or 0) for name in ("sform_code", "qform_code")}
-        storage = np.asarray(attributes.get("storage", ((0, 1), (1, 1), (2, 1))))
-        if (
-            storage.shape != (3, 2)
-            or storage.dtype.kind not in "iu"
-            or sorted(storage[:, 0].tolist()) != [0, 1, 2]
-        ):
-            raise FormatError(
-                f"expected the attribute 'storage' to be a (3, 2) orientation, got {storage.tolist()}"
-            )
-        affine = np.asarray(attributes["affine"])
-        if affine.dtype.kind not in "iuf":
-            raise FormatError(f"expected the attribute 'affine' to be numbers, got {affine.dtype}")
-        pairs = [(int(axis), 1 if direction > 0 else -1) for axis, direction in storage.tolist()]
-        return Geometry(
-            affine,
-            (height, width, slices),
-            xyzt_units=int(number_attribute(attributes, "xyzt_units") or 2),
-            known=any(codes.values()),
-            storage=(pairs[0], pairs[1], pairs[2]),
-            display_rot90=turn,
-            display_flip=mirror,
-            **codes,
-        )
+        return read_geometry(self._h5().attrs, (height, width, slices), rot90=rot90, flip=flip)
 
     def _read_header(self, noise_std: float | None) -> ScanHeader:
         attributes = self._h5().attrs
@@ -202,7 +177,7 @@ class RawKspaceReader(Hdf5Reader):
             noise_std=stored_noise if noise_std is None else noise_std,
             acceleration=None if acquired is None else acquired.numel() / int(acquired.sum()),
             simulated=simulated,
-            operations=tuple(_read_operations(attributes) + self._undersampling.describe()),
+            operations=tuple(read_operations(attributes) + self._undersampling.describe()),
             warnings=tuple(warnings),
             description=text_attribute(attributes, "description") or text_attribute(attributes, "source"),
         )
@@ -245,7 +220,59 @@ class RawKspaceReader(Hdf5Reader):
         )
 
 
-def _read_operations(attributes: h5py.AttributeManager) -> list[dict[str, Any]]:
+def read_geometry(
+    attributes: h5py.AttributeManager,
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    *,
+    rot90: int | None = None,
+    flip: bool | None = None,
+) -> Geometry:
+    """Return the geometry in the attributes of a file, or a placeholder where it has none.
+
+    Parameters
+    ----------
+    attributes
+        Of the file.
+    shape
+        (rows, columns, slices).
+    spacing_mm
+        Of the placeholder.
+    rot90, flip
+        Override how the raw image is turned for display.
+
+    Raises
+    ------
+    FormatError, GeometryError
+        For attributes that are no geometry.
+    """
+    turn = int(number_attribute(attributes, "display_rot90") or 0) if rot90 is None else rot90
+    mirror = bool(number_attribute(attributes, "display_flip")) if flip is None else flip
+    if "affine" not in attributes:
+        return unknown_geometry(shape, spacing_mm, display_rot90=turn, display_flip=mirror)
+    codes = {name: int(number_attribute(attributes, name) or 0) for name in ("sform_code", "qform_code")}
+    storage = np.asarray(attributes.get("storage", ((0, 1), (1, 1), (2, 1))))
+    if storage.shape != (3, 2) or storage.dtype.kind not in "iu" or sorted(storage[:, 0].tolist()) != [0, 1, 2]:
+        raise FormatError(
+            f"expected the attribute 'storage' to be a (3, 2) orientation, got {storage.tolist()}"
+        )
+    affine = np.asarray(attributes["affine"])
+    if affine.dtype.kind not in "iuf":
+        raise FormatError(f"expected the attribute 'affine' to be numbers, got {affine.dtype}")
+    pairs = [(int(axis), 1 if direction > 0 else -1) for axis, direction in storage.tolist()]
+    return Geometry(
+        affine,
+        shape,
+        xyzt_units=int(number_attribute(attributes, "xyzt_units") or 2),
+        known=any(codes.values()),
+        storage=(pairs[0], pairs[1], pairs[2]),
+        display_rot90=turn,
+        display_flip=mirror,
+        **codes,
+    )
+
+
+def read_operations(attributes: h5py.AttributeManager) -> list[dict[str, Any]]:
     """Return the known entries of the list of operations; free text is dropped and reaches no sidecar."""
     text = text_attribute(attributes, "operations")
     if text is None:

@@ -20,6 +20,7 @@ from treg_med.errors import ConfigError, FormatError
 from treg_med.operators import centered_ifft2
 
 __all__ = [
+    "Hdf5File",
     "Hdf5Reader",
     "Undersampling",
     "check_kspace",
@@ -30,11 +31,14 @@ __all__ = [
 ]
 
 
-class Hdf5Reader(ScanReader):
-    """A `ScanReader` on one HDF5 file, opened read-only after the safety walk of `open_hdf5`."""
+class Hdf5File:
+    """One HDF5 file, opened read-only after the safety walk of `open_hdf5` when it is first read."""
 
-    def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
-        super().__init__(path, options)
+    path: Path
+
+    def __init__(self, path: Path) -> None:
+        # Absolute, so that a worker with another working folder finds the file.
+        self.path = Path(path).absolute()
         self._file: h5py.File | None = None
         self._owner = -1
 
@@ -45,8 +49,7 @@ class Hdf5Reader(ScanReader):
         return self._file
 
     def close(self) -> None:
-        """Close the file; later reads raise `ResourceError`."""
-        super().close()
+        """Close the file."""
         if self._file is not None and self._owner == os.getpid():
             self._file.close()
         self._file = None
@@ -75,6 +78,19 @@ class Hdf5Reader(ScanReader):
             return torch.from_numpy(
                 np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False))
             )
+
+
+class Hdf5Reader(Hdf5File, ScanReader):
+    """A `ScanReader` on one `Hdf5File`."""
+
+    def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
+        ScanReader.__init__(self, path, options)
+        Hdf5File.__init__(self, path)
+
+    def close(self) -> None:
+        """Close the file; later reads raise `ResourceError`."""
+        ScanReader.close(self)
+        Hdf5File.close(self)
 
 
 def check_kspace(dataset: h5py.Dataset, dimensions: Mapping[int, str]) -> None:

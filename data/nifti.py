@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -43,7 +43,7 @@ from treg_med.errors import (
     UnsafeFileError,
 )
 
-__all__ = ["NiftiReader", "NiftiVolume", "looks_like_nifti"]
+__all__ = ["NiftiReader", "NiftiVolume", "looks_like_hounsfield", "looks_like_nifti"]
 
 _GZIP = b"\x1f\x8b"
 _HEAD = 600
@@ -54,6 +54,10 @@ _LARGEST_EXTENSION = 16 * 2**20
 _MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 # A magnitude has no negative values, interpolation makes small ones, CT in Hounsfield units reaches -1000.
 _MOST_NEGATIVE = 0.2
+# Fat is -100 HU, lung -800, air -1000: what reaches this far down is CT.
+_BELOW_ANY_MAGNITUDE = -200.0
+# HU of -4096 to -1 read as unsigned 16 bit, and the densest metal.
+_WRAPPED_HU, _LARGEST_HU = 61440, 32767
 
 
 def looks_like_nifti(head: bytes) -> bool:
@@ -253,6 +257,66 @@ def _read_values(
     with np.errstate(over="ignore", invalid="ignore"):
         scaled = np.asarray(raw, dtype=np.float64) * float(slope) + float(intercept or 0.0)
         return np.asarray(scaled, dtype=np.float32)
+
+
+def looks_like_hounsfield(path: Path, volume: int | None = None) -> bool:
+    """Whether a volume is CT in Hounsfield units: it reaches below -200, or did before it was read as unsigned.
+
+    Reading stops at the first such value: air around a patient comes early in a file, so that little is read twice.
+
+    Parameters
+    ----------
+    path
+        The file.
+    volume
+        Which volume of a 4-D file.
+
+    Raises
+    ------
+    FormatError, GeometryError, UnsafeFileError, ResourceError, ConfigError
+        As in `NiftiVolume.read`.
+    """
+    with _nifti_errors(path.name), _plain_stream(path) as stream:
+        header = _read_header(stream, path)
+        shape = _checked_shape(header, path)
+        index = _checked_volume(shape, volume)
+        _check_size(header, path)
+        slope, intercept = header.get_slope_inter()
+        factor, shift = (1.0, 0.0) if slope is None else (float(slope), float(intercept or 0.0))
+        dtype = header.get_data_dtype()
+        wanted = math.prod(shape[:3]) * dtype.itemsize
+        stream.seek((int(header.get_data_offset()) or int(header.single_vox_offset)) + index * wanted)
+        if dtype == np.uint16 and (factor, shift) == (1.0, 0.0):
+            return _is_wrapped(_pieces(stream, wanted, dtype))
+        if factor == 0 or (dtype.kind == "u" and factor > 0 and shift >= _BELOW_ANY_MAGNITUDE):
+            return False
+        limit = (_BELOW_ANY_MAGNITUDE - shift) / factor
+        pieces = _pieces(stream, wanted, dtype)
+        return any(bool((values < limit).any() if factor > 0 else (values > limit).any()) for values in pieces)
+
+
+def _pieces(stream: BinaryIO, wanted: int, dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Give the stored values piece by piece; a truncated file ends early and is refused by the reader."""
+    rest = b""
+    while wanted > 0:
+        piece = stream.read(min(_CHUNK, wanted))
+        if not piece:
+            return
+        wanted -= len(piece)
+        piece = rest + piece
+        whole = len(piece) // dtype.itemsize * dtype.itemsize
+        rest = piece[whole:]
+        yield np.frombuffer(piece[:whole], dtype=dtype)
+
+
+def _is_wrapped(pieces: Iterator[npt.NDArray[Any]]) -> bool:
+    """Whether unsigned 16-bit values are negative Hounsfield units: the top of the range and nothing on the way."""
+    found = False
+    for values in pieces:
+        if bool(((values > _LARGEST_HU) & (values < _WRAPPED_HU)).any()):
+            return False
+        found = found or bool((values >= _WRAPPED_HU).any())
+    return found
 
 
 class NiftiReader(ScanReader):

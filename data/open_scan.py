@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
 
+from treg_med.data.ct_volume import HounsfieldHdf5Reader, HounsfieldReader
+from treg_med.data.data_exchange import DataExchangeReader
 from treg_med.data.fastmri import FastMriReader
 from treg_med.data.generic_hdf5 import RawKspaceReader
-from treg_med.data.nifti import NiftiReader, looks_like_nifti
+from treg_med.data.htc2022 import Htc2022Reader
+from treg_med.data.lodopab import IMAGE_SHAPE, SINOGRAM_SHAPE, LodopabReader, LodopabTruthReader
+from treg_med.data.nifti import NiftiReader, looks_like_hounsfield, looks_like_nifti
 from treg_med.data.safe_hdf5 import HDF5_SIGNATURE, check_readable_file, hdf5_errors, open_hdf5
+from treg_med.data.sinogram_hdf5 import SinogramReader
 from treg_med.data.source import ScanReader, check_options
 from treg_med.errors import FormatError
 
 __all__ = ["FileContent", "open_scan", "register_reader"]
 
 _HEAD = 64 * 1024
-_KNOWN = "HDF5 with a dataset 'kspace' (raw or fastMRI), or NIfTI-1/2 (.nii, .nii.gz)"
+_LODOPAB_PER_FILE = 128
+_KNOWN = (
+    "HDF5 with a dataset 'kspace' (raw or fastMRI) or CT projections ('sinogram', 'counts', 'exchange', LoDoPaB-CT "
+    "'data'), or NIfTI-1/2 (.nii, .nii.gz)"
+)
 _OTHERS: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
     ("a DICOM file; convert the series to NIfTI (dcm2niix)", lambda head: head[128:132] == b"DICM"),
     ("a zip archive; unpack it first", lambda head: head[:4] == b"PK\x03\x04"),
@@ -29,7 +38,7 @@ _OTHERS: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
         "a numpy array; write it with treg_med.data.simulate_scan or as HDF5 'kspace'",
         lambda head: head[:6] == b"\x93NUMPY",
     ),
-    ("a MATLAB 5 file; save it with -v7.3 and a dataset 'kspace'", lambda head: head[:6] == b"MATLAB"),
+    ("a MATLAB 5 file; save it with -v7.3 and a dataset 'kspace' or 'sinogram'", lambda head: head[:6] == b"MATLAB"),
     (
         "a picture, which holds no scan",
         lambda head: head[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0", b"GIF8", b"II*\0", b"MM\0*"),
@@ -40,10 +49,15 @@ _OTHERS: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
 
 @dataclass(frozen=True)
 class FileContent:
-    """What decides the format: the first bytes and, for HDF5, the names at the top of the file."""
+    """What decides the format: the first bytes and, for HDF5, the names at the top of the file.
+
+    ``shapes`` are those of the datasets at the top, ``attributes`` the names of those of the file.
+    """
 
     head: bytes
     keys: frozenset[str] | None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    attributes: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, path: Path) -> FileContent:
@@ -54,9 +68,10 @@ class FileContent:
             return cls(head, None)
         file = open_hdf5(path)
         with hdf5_errors(path.name), file:
-            return cls(
-                head, frozenset(name for name in file if isinstance(file[name], h5py.Dataset | h5py.Group))
-            )
+            items = {name: file[name] for name in file}
+            keys = frozenset(n for n, item in items.items() if isinstance(item, h5py.Dataset | h5py.Group))
+            shapes = {n: item.shape or () for n, item in items.items() if isinstance(item, h5py.Dataset)}
+            return cls(head, keys, shapes, frozenset(file.attrs))
 
 
 def _is_hdf5(path: Path, head: bytes) -> bool:
@@ -73,9 +88,24 @@ def _is_hdf5(path: Path, head: bytes) -> bool:
     return False
 
 
+def _has(content: FileContent, *names: str) -> bool:
+    return content.keys is not None and content.keys >= set(names)
+
+
+def _is_lodopab(content: FileContent, shape: tuple[int, int]) -> bool:
+    found = content.shapes.get("data", ())
+    return len(found) == 3 and found[1:] == shape and 1 <= found[0] <= _LODOPAB_PER_FILE
+
+
 _READERS: list[tuple[Callable[[FileContent], bool], type[ScanReader]]] = [
-    (lambda c: c.keys is not None and {"kspace", "ismrmrd_header"} <= c.keys, FastMriReader),
-    (lambda c: c.keys is not None and "kspace" in c.keys, RawKspaceReader),
+    (lambda c: _has(c, "kspace", "ismrmrd_header"), FastMriReader),
+    (lambda c: _has(c, "kspace"), RawKspaceReader),
+    (lambda c: _has(c, "sinogram", "angles_deg") and "distanceSourceOrigin" in c.attributes, Htc2022Reader),
+    (lambda c: _has(c, "exchange"), DataExchangeReader),
+    (lambda c: _is_lodopab(c, SINOGRAM_SHAPE), LodopabReader),
+    (lambda c: _is_lodopab(c, IMAGE_SHAPE), LodopabTruthReader),
+    (lambda c: _has(c, "hounsfield"), HounsfieldHdf5Reader),
+    (lambda c: _has(c, "sinogram") or _has(c, "counts"), SinogramReader),
     (lambda c: c.keys is None and looks_like_nifti(c.head), NiftiReader),
 ]
 
@@ -94,14 +124,18 @@ def register_reader(recognises: Callable[[FileContent], bool], reader: type[Scan
 
 
 def open_scan(path: str | os.PathLike[str], **options: Any) -> ScanReader:
-    """Open a scan: raw k-space HDF5, fastMRI HDF5, or NIfTI (k-space is then simulated, and said to be).
+    """Open a scan: k-space or CT projections in HDF5, or NIfTI (a scan is then simulated, and said to be).
+
+    HDF5: raw k-space, fastMRI, CT sinograms or counts with a declared geometry, LoDoPaB-CT, Data Exchange, HTC2022,
+    and volumes ``hounsfield``. NIfTI: MR magnitudes, and CT in Hounsfield units, known by values below -200.
 
     Parameters
     ----------
     path
         The file; its name and extension do not matter.
     **options
-        Of the reader: see `RawKspaceReader`, `FastMriReader` and `NiftiReader`.
+        Of the reader: see `RawKspaceReader`, `FastMriReader` and `NiftiReader` for MRI; `SinogramReader`,
+        `LodopabReader`, `DataExchangeReader`, `Htc2022Reader` and `HounsfieldReader` for CT.
 
     Returns
     -------
@@ -122,12 +156,21 @@ def open_scan(path: str | os.PathLike[str], **options: Any) -> ScanReader:
     content = FileContent.of(file)
     for recognises, reader in _READERS:
         if recognises(content):
+            reader = _of_its_kind(reader, file, options)
             parameters = inspect.signature(reader).parameters.values()
             check_options(
                 reader.format, options, tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
             )
             return reader(file, **options)
     raise FormatError(f"expected {_KNOWN}; {file.name!r} is {_describe(content)}")
+
+
+def _of_its_kind(reader: type[ScanReader], file: Path, options: Mapping[str, Any]) -> type[ScanReader]:
+    """Return the CT reader for a NIfTI file in Hounsfield units; only the values tell it from an MR magnitude."""
+    volume = options.get("volume")
+    if reader is NiftiReader and (volume is None or isinstance(volume, int)) and looks_like_hounsfield(file, volume):
+        return HounsfieldReader
+    return reader
 
 
 def _describe(content: FileContent) -> str:
@@ -138,7 +181,10 @@ def _describe(content: FileContent) -> str:
                 "sort it into 'kspace' (slice, coil, ky, kx) first"
             )
         names = ", ".join(sorted(content.keys)[:8]) or "nothing"
-        return f"HDF5 without a dataset 'kspace' (it has {names}); rename the k-space dataset"
+        return (
+            f"HDF5 without a dataset 'kspace', 'sinogram' or 'counts' (it has {names}); rename the dataset that holds "
+            "the measurement"
+        )
     for what, matches in _OTHERS:
         if matches(content.head):
             return what

@@ -25,13 +25,25 @@ _CONTRAST_PHRASES = {
     "PDw": "proton-density-weighted",
     "PDw+FS": "fat-suppressed proton-density-weighted",
 }
+# What is said of CT, in the words of the captions that the shipped prior learned.
+_CT_CONTRASTS = ("intravenous contrast", "no intravenous contrast")
 _PLANES = ("axial", "coronal", "sagittal")
 _ANATOMIES = ("brain", "knee", "breast", "prostate", "spine", "heart", "abdomen")
+_CT_ANATOMIES = (
+    "head", "neck", "shoulders", "chest", "lower chest", "upper abdomen", "abdomen", "lower abdomen", "pelvis",
+    "abdomen and pelvis", "chest, abdomen and pelvis",
+)  # fmt: skip
 _WHITELIST = {
     "modality": ("MRI", "CT"),
-    "anatomy": _ANATOMIES,
-    "contrast": tuple(_CONTRAST_PHRASES),
+    "anatomy": tuple(dict.fromkeys((*_ANATOMIES, *_CT_ANATOMIES))),
+    "contrast": (*_CONTRAST_PHRASES, *_CT_CONTRASTS),
     "plane": _PLANES,
+}
+# Tokens of file names, upper case, that name a region of CT in other words.
+_CT_ANATOMY_TOKENS = {
+    **dict.fromkeys(("THORAX", "LUNG", "LUNGS"), "chest"),
+    **dict.fromkeys(("BRAIN", "SKULL"), "head"),
+    "ABDOMENPELVIS": "abdomen and pelvis",
 }
 
 # Tokens of acquisition labels and file names, upper case, that mean something.
@@ -83,10 +95,17 @@ class ScanWords:
 
 
 def suggest_text(words: ScanWords) -> str | None:
-    """Return a sentence such as "axial T1-weighted brain MRI", or None if only the modality is known."""
+    """Return a text such as "axial T1-weighted brain MRI" or "Axial CT slice of the chest".
+
+    None if only the modality is known. The form is that of the captions the shipped prior learned.
+    """
     if words.contrast is None and words.plane is None and words.anatomy is None:
         return None
-    phrase = _CONTRAST_PHRASES[words.contrast] if words.contrast else None
+    if words.modality == "CT":
+        start = f"{words.plane.capitalize()} CT slice" if words.plane else "CT slice"
+        place = f" of the {words.anatomy}" if words.anatomy else ""
+        return start + place + (f", {words.contrast}" if words.contrast in _CT_CONTRASTS else "")
+    phrase = _CONTRAST_PHRASES.get(words.contrast, words.contrast) if words.contrast else None
     return " ".join(part for part in (words.plane, phrase, words.anatomy, words.modality or "MRI") if part)
 
 
@@ -96,6 +115,8 @@ def words_from_label(label: str, *, modality: str | None = "MRI") -> ScanWords:
     Unknown parts are ignored and never copied.
     """
     tokens = [t for t in re.split(r"[^A-Za-z0-9]+", label) if t]
+    if modality == "CT":
+        return _ct_words(tokens)
     plane, contrast, anatomy = None, None, None
     for token in (t.upper() for t in tokens):
         # A label such as AXT1POST glues the plane to the contrast.
@@ -105,6 +126,17 @@ def words_from_label(label: str, *, modality: str | None = "MRI") -> ScanWords:
         contrast = contrast or _CONTRAST_TOKENS.get(token[len(prefix) :] if prefix else token)
         anatomy = anatomy or (token.lower() if token.lower() in _ANATOMIES else None)
     return ScanWords(modality=modality, anatomy=anatomy, contrast=contrast, plane=plane)
+
+
+def _ct_words(tokens: list[str]) -> ScanWords:
+    """Look up plane and region; "upper abdomen" is two tokens, and the longest match counts."""
+    upper = [t.upper() for t in tokens]
+    line = f" {' '.join(upper)} "
+    named = [a for a in _CT_ANATOMIES if f" {a.upper().replace(',', '')} " in line]
+    other = (_CT_ANATOMY_TOKENS[t] for t in upper if t in _CT_ANATOMY_TOKENS)
+    anatomy = max(named, key=len) if named else next(other, None)
+    plane = next((_PLANE_TOKENS[t] for t in upper if t in _PLANE_TOKENS), None)
+    return ScanWords(modality="CT", anatomy=anatomy, plane=plane)
 
 
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"

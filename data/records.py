@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from treg_med.errors import GeometryError, NumericsError
+from treg_med.errors import ConfigError, GeometryError, NumericsError
 from treg_med.notice import RESEARCH_ONLY
 
 if TYPE_CHECKING:
@@ -128,6 +128,19 @@ def _move(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
     return None if tensor is None else tensor.to(device)
 
 
+def _check_weights(weights: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(weights.shape) != expected:
+        raise GeometryError(
+            f"expected weights of shape {expected} (the operator's range, one for the whole batch), got "
+            f"{tuple(weights.shape)}"
+        )
+    usable = not weights.is_complex() and bool(torch.isfinite(weights).all()) and bool((weights >= 0).all())
+    if not usable or not bool((weights > 0).any()):
+        raise NumericsError(
+            "expected finite weights >= 0 with at least one above 0; give samples that were not measured the weight 0"
+        )
+
+
 def _html_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
     cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
     return f"<table><caption><b>{html.escape(title)}</b></caption>{cells}</table>"
@@ -155,13 +168,21 @@ class Measurement:
         Where the slice sits in the patient.
     provenance
         What is known about the origin; copied into the sidecar of every output.
+    weights
+        Relative statistical weights of the samples, the operator's range shape: ``Var(y_i) = noise_std^2 / w_i``,
+        of mean one over the samples that were measured, so that ``noise_std`` stays the typical level. A sample of
+        weight zero was not measured. None: all one.
+    mu_water
+        Attenuation of water in 1/mm where the image is an attenuation with a Hounsfield scale,
+        ``HU = 1000 (mu - mu_water) / mu_water``; else None.
 
     Raises
     ------
     GeometryError
-        If ``y`` or ``target`` does not fit the operator.
+        If ``y``, ``target`` or ``weights`` do not fit the operator.
     NumericsError
-        If ``noise_std`` is negative or ``scale`` is not positive and finite.
+        If ``noise_std`` is negative, ``scale`` or ``mu_water`` is not positive and finite, or the weights are
+        negative, not finite or all zero.
     """
 
     y: Tensor
@@ -171,6 +192,8 @@ class Measurement:
     target: Tensor | None = None
     geometry: Geometry | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    weights: Tensor | None = None
+    mu_water: float | None = None
 
     def __post_init__(self) -> None:
         expected = tuple(self.operator.range_shape)
@@ -191,6 +214,12 @@ class Measurement:
             )
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise NumericsError(f"expected a positive finite scale, got {self.scale}")
+        if self.weights is not None:
+            _check_weights(self.weights, expected)
+        if self.mu_water is not None and not (math.isfinite(self.mu_water) and self.mu_water > 0):
+            raise NumericsError(
+                f"expected mu_water > 0 in 1/mm, got {self.mu_water}; pass None where the image has no Hounsfield scale"
+            )
         object.__setattr__(self, "provenance", dict(self.provenance))
 
     @property
@@ -208,7 +237,13 @@ class Measurement:
         if self.y.device == torch.device(device):
             return self
         operator = self.operator.to(device)
-        return replace(self, y=self.y.to(device), operator=operator, target=_move(self.target, device))
+        return replace(
+            self,
+            y=self.y.to(device),
+            operator=operator,
+            target=_move(self.target, device),
+            weights=_move(self.weights, device),
+        )
 
     def _facts(self) -> list[tuple[str, str]]:
         noise = "unknown" if self.noise_std is None else f"{self.noise_std:.4g}"
@@ -222,6 +257,11 @@ class Measurement:
             ("target", "yes" if self.target is not None else "no"),
             ("origin", "simulated" if self.simulated else "measured"),
         ]
+        if self.weights is not None:
+            measured = self.weights[self.weights > 0]
+            facts.append(("weights", f"{float(measured.min()):.3g} to {float(measured.max()):.3g}"))
+        if self.mu_water is not None:
+            facts.append(("mu_water", f"{self.mu_water:.4g} 1/mm"))
         acceleration = getattr(self.operator, "acceleration", None)
         if isinstance(acceleration, int | float):
             facts.insert(2, ("acceleration", f"{acceleration:.2f}"))
@@ -287,6 +327,23 @@ class Reconstruction:
     def magnitude(self) -> Tensor:
         """``|image|`` for MRI; the image itself where it is real."""
         return self.image.abs() if self.image.is_complex() else self.image
+
+    @property
+    def hounsfield(self) -> Tensor:
+        """The attenuation in Hounsfield units, ``1000 (mu - mu_water) / mu_water``.
+
+        Raises
+        ------
+        ConfigError
+            If the measurement does not know the attenuation of water.
+        """
+        mu_water = None if self.measurement is None else self.measurement.mu_water
+        if mu_water is None:
+            raise ConfigError(
+                "expected a measurement with mu_water, got one without a Hounsfield scale; "
+                "set Measurement.mu_water (1/mm) if the image is an attenuation"
+            )
+        return 1000 * (self.magnitude - mu_water) / mu_water
 
     @property
     def upright(self) -> Tensor:

@@ -10,7 +10,7 @@ from treg_med.errors import ConfigError, ResourceError
 __all__ = ["SAMPLES", "sample_path"]
 
 #: Names accepted by `sample_path`.
-SAMPLES = ("brain_8ch_poisson",)
+SAMPLES = ("brain_8ch_poisson", "htc2022_disc")
 
 
 def sample_path(name: str = "brain_8ch_poisson") -> Path:
@@ -18,6 +18,8 @@ def sample_path(name: str = "brain_8ch_poisson") -> Path:
 
     ``brain_8ch_poisson``: one measured axial T1-weighted brain slice, 8 coils, 230 x 180, variable-density
     Poisson-disc sampling, 8.0 times undersampled, no reference image.
+    ``htc2022_disc``: one measured fan-beam CT scan of an acrylic disc with four holes, 60 views over a full circle,
+    with the reference reconstruction and segmentation of the complete scan at 256 x 256; no medical prior applies.
 
     Raises
     ------

@@ -27,7 +27,7 @@ from treg_med.data.simulation import KspaceSimulation
 from treg_med.errors import ConfigError, FormatError, NumericsError, ResourceError, TregMedError
 from treg_med.operators import SamplingMask
 
-__all__ = ["simulate_scan"]
+__all__ = ["checked_target", "chosen_slices", "simulate_scan"]
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ def simulate_scan(
         For settings or images that cannot be used.
     """
     simulation = KspaceSimulation(acceleration, mask, coils, noise, seed, phase)
-    final = _checked_target(out)
+    final = checked_target(out)
     with StagedFiles(overwrite=overwrite) as staged:
         temporary = staged.path(final)
         if isinstance(source, Tensor | np.ndarray):
             plan, images = _plan_of_array(source, simulation)
         else:
             plan, images = _plan_of_nifti(source, simulation, slice_axis, volume)
-        chosen = _chosen_slices(slices, plan.geometry.shape[2])
+        chosen = chosen_slices(slices, plan.geometry.shape[2])
         try:
             _write_file(temporary, plan, chosen, images)
         except TregMedError:
@@ -110,7 +110,14 @@ def simulate_scan(
     return final
 
 
-def _checked_target(out: str | os.PathLike[str]) -> Path:
+def checked_target(out: str | os.PathLike[str]) -> Path:
+    """Return the path of a file that can be written.
+
+    Raises
+    ------
+    ResourceError, ConfigError
+        For a folder that is missing or not writable, and an unsafe name.
+    """
     path = Path(os.fspath(out))
     folder = check_writable_folder(path.parent)
     if path.is_dir():
@@ -165,7 +172,14 @@ def _plan_of_nifti(
     return plan, reader.magnitude
 
 
-def _chosen_slices(slices: slice | Sequence[int] | None, count: int) -> list[int]:
+def chosen_slices(slices: slice | Sequence[int] | None, count: int) -> list[int]:
+    """Return the slice numbers of a choice; None chooses all.
+
+    Raises
+    ------
+    ConfigError
+        If one does not exist, or none is chosen.
+    """
     if slices is None:
         return list(range(count))
     chosen = list(range(count))[slices] if isinstance(slices, slice) else [int(i) for i in slices]

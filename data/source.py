@@ -22,10 +22,12 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 
+from treg_med.data.ct_assemble import quick_image
 from treg_med.data.prompts import ScanWords, suggest_text
 from treg_med.data.records import Geometry, Measurement
 from treg_med.data.safe_hdf5 import sha256_of
 from treg_med.errors import ConfigError, FormatError, ResourceError, TregMedError
+from treg_med.operators.ct_operator import CTOperator
 
 __all__ = ["ScanHeader", "ScanReader", "SliceSource", "validate_source"]
 
@@ -62,6 +64,10 @@ class ScanHeader:
         Sentences that belong beside every result.
     description
         Free text of the file; shown, never copied to an output.
+    views, beam, arc_deg
+        CT: number of views, "parallel", "fan" or "cone", and the arc they cover in degrees; None for MRI.
+    medical
+        False for a scan of something that is no body: no text is suggested, as no medical prior applies.
     """
 
     format: str
@@ -78,9 +84,13 @@ class ScanHeader:
     operations: tuple[Mapping[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
     description: str | None = None
+    views: int | None = None
+    beam: str | None = None
+    arc_deg: float | None = None
+    medical: bool = True
 
     def __post_init__(self) -> None:
-        if self.text is None:
+        if self.text is None and self.medical:
             object.__setattr__(self, "text", suggest_text(self.words))
 
     def __getitem__(self, name: str) -> Any:
@@ -229,15 +239,17 @@ class ScanReader(ABC):
         spacing = " x ".join(f"{s:.3g}" for s in header.spacing_mm)
         place = f"{spacing} mm" if header.geometry_known else f"{spacing} mm, unknown geometry"
         noise = "to be estimated" if header.noise_std is None else f"{header.noise_std:.4g}"
+        size = f"{header.n_slices} of {header.image_shape[0]} x {header.image_shape[1]}"
+        acceleration = "unknown" if header.acceleration is None else f"{header.acceleration:.2f}"
+        if header.views is None:
+            sampling = [("slices", f"{size}, {header.coils} coil(s)"), ("voxel", place), ("acceleration", acceleration)]
+        else:
+            arc = "" if header.arc_deg is None else f" over {header.arc_deg:.5g} degrees"
+            beam = f"{header.beam or 'unknown'} beam, {header.views} view(s){arc}"
+            sampling = [("slices", size), ("voxel", place), ("views", beam)]
         facts = [
             ("format", header.format),
-            (
-                "slices",
-                f"{header.n_slices} of {header.image_shape[0]} x {header.image_shape[1]}, {header.coils} "
-                "coil(s)",
-            ),
-            ("voxel", place),
-            ("acceleration", "unknown" if header.acceleration is None else f"{header.acceleration:.2f}"),
+            *sampling,
             ("noise std", noise),
             ("origin", "simulated" if header.simulated else "measured"),
             ("suggested text", header.text or "none"),
@@ -377,9 +389,9 @@ def _check_measurement(source: SliceSource, m: Measurement, index: int, battery:
         zero = bool((outside == 0).all()) and not bool(torch.signbit(outside).any())
         battery.check(where + "unsampled entries are exactly +0", zero)
     battery.check(where + "noise level is known or None", m.noise_std is None or m.noise_std >= 0)
-    adjoint = getattr(m.operator, "adjoint", None)
-    if callable(adjoint):
-        peak = float((adjoint(m.y) * m.scale).abs().max())
+    image = _quick_image(m)
+    if image is not None:
+        peak = float((image * m.scale).abs().max())
         battery.check(where + "scale brings the maximum to about 1", peak == 0 or 0.1 < peak < 10, f"{peak:.3g}")
     if m.target is not None:
         battery.check(where + "target is finite", bool(torch.isfinite(m.target.abs()).all()))
@@ -394,6 +406,14 @@ def _check_measurement(source: SliceSource, m: Measurement, index: int, battery:
     battery.check(where + "geometry counts this slice", m.geometry.slice_index == index)
     shape = (*source.header.image_shape, len(source))
     battery.check(where + "geometry has the scan's shape", tuple(m.geometry.shape) == shape, m.geometry.shape)
+
+
+def _quick_image(m: Measurement) -> torch.Tensor | None:
+    """Return an image in raw units: the adjoint for MRI, whose norm is about 1, filtered backprojection for CT."""
+    if isinstance(m.operator, CTOperator):
+        return quick_image(m.y, m.operator)
+    adjoint = getattr(m.operator, "adjoint", None)
+    return adjoint(m.y) if callable(adjoint) else None
 
 
 def _check_indexing(source: SliceSource, battery: _Battery) -> None:

@@ -31,6 +31,7 @@ from treg_med.data.orientation import slices_geometry, stored_affine, to_volume
 from treg_med.data.records import RESEARCH_ONLY, Geometry, Measurement, Reconstruction
 from treg_med.data.safe_hdf5 import sha256_of
 from treg_med.errors import ConfigError, FormatError, GeometryError, NumericsError, ResourceError
+from treg_med.operators.ct_operator import CTOperator
 
 __all__ = ["SIDECAR_VERSION", "VolumeWriter", "is_complete", "software_versions"]
 
@@ -66,8 +67,8 @@ def is_complete(sidecar: Path) -> bool:
 class VolumeWriter:
     """Collects reconstructed slices and writes one volume with its sidecar.
 
-    ``<name>.nii.gz`` (magnitude, float32, raw units), ``<name>_phase.nii.gz`` (rad, if asked for) and
-    ``<name>.json``::
+    ``<name>.nii.gz`` (magnitude, float32, raw units; CT in Hounsfield units where mu_water is known, else in 1/mm),
+    ``<name>_phase.nii.gz`` (rad, if asked for) and ``<name>.json``::
 
         with VolumeWriter(folder, "scan_rec-treg", text=text, seed=0) as writer:
             for i in range(len(scan)):
@@ -122,6 +123,7 @@ class VolumeWriter:
         self._geometry: Geometry | None = None
         self._input: dict[str, Any] = {}
         self._warnings: dict[str, None] = {}
+        self._unit: dict[str, Any] | None = None
         _plain(dict(self.extra))
         with StagedFiles(overwrite=self.overwrite) as staged:
             # Asking for the paths now refuses an existing output before hours of work, not after.
@@ -161,10 +163,16 @@ class VolumeWriter:
             if index is not None
             else (geometry.slice_index if geometry is not None else len(self._images))
         )
-        image = reconstruction.image.detach().cpu()
+        unit = _unit_of(measurement)
+        image = (reconstruction.hounsfield if unit.get("unit") == "HU" else reconstruction.image).detach().cpu()
         self._check_image(image, position)
+        if self._unit not in (None, unit):
+            raise GeometryError(
+                f"expected slices in one unit, {self._unit}, got {unit} for slice {position}; write one volume per scan"
+            )
         if geometry is not None:
             self._check_geometry(geometry, image)
+        self._unit = unit
         self._images[position] = image.resolve_conj().numpy()
         self._slices[position] = _slice_facts(reconstruction, position)
         if measurement is not None:
@@ -220,11 +228,8 @@ class VolumeWriter:
         part = slices_geometry(geometry, indices)
         with StagedFiles(overwrite=self.overwrite) as staged:
             magnitude = np.abs(stack) if np.iscomplexobj(stack) else stack
-            outputs = {
-                "magnitude": self._write_image(
-                    staged, self.image_path, magnitude, part, "magnitude, raw units"
-                )
-            }
+            content = (self._unit or {}).get("content", "magnitude, raw units")
+            outputs = {"magnitude": self._write_image(staged, self.image_path, magnitude, part, content)}
             if self.phase:
                 outputs["phase"] = self._write_image(
                     staged, self.phase_path, np.angle(stack), part, "phase in rad"
@@ -255,6 +260,7 @@ class VolumeWriter:
             "notice": RESEARCH_ONLY,
             "sidecar_version": SIDECAR_VERSION,
             "outputs": outputs,
+            **{name: value for name, value in (self._unit or {}).items() if name != "content"},
             "input": self._input,
             "solver": sorted({s["solver"] for s in slices}),
             "text": self.text if self.text is not None else _common(slices, "text"),
@@ -346,8 +352,20 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def _unit_of(measurement: Measurement | None) -> dict[str, Any]:
+    """Return unit, mu_water and a description of what is written; nothing for MRI, whose units are raw."""
+    if measurement is None or not isinstance(measurement.operator, CTOperator):
+        return {}
+    if measurement.mu_water is None:
+        return {"unit": "1/mm", "content": "linear attenuation in 1/mm"}
+    content = "Hounsfield units, 1000 (mu - mu_water) / mu_water"
+    return {"unit": "HU", "mu_water_per_mm": measurement.mu_water, "content": content}
+
+
 def _input_facts(measurement: Measurement) -> dict[str, Any]:
     facts = {k: v for k, v in measurement.provenance.items() if k != "warnings"}
+    if isinstance(measurement.operator, CTOperator):
+        return facts
     mask = getattr(measurement.operator, "mask", None)
     if isinstance(mask, Tensor):
         facts["mask"] = _mask_facts(mask.cpu())

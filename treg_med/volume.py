@@ -113,14 +113,14 @@ class VolumeRun:
     warnings: tuple[str, ...]
 
 
-def with_controls(method: Method) -> tuple[Method, ...]:
+def with_controls(method: Method, classical: str = "tv") -> tuple[Method, ...]:
     """Put the comparisons of a learned method before it: its classical start, itself without prior.
 
-    A method that uses no prior stands alone.
+    A method that uses no prior stands alone. The classical start of CT is ``"pwls-tv"``.
     """
     if not method.needs_prior:
         return (method,)
-    start = Method("tv", "tv")
+    start = Method(classical, classical)
     if not method.has_control:
         return (start, method)
     settings = {**method.settings, "use_prior": False}

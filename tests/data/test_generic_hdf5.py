@@ -234,9 +234,9 @@ def test_a_long_list_of_operations_is_refused(tmp_path: Path) -> None:
     with open_scan(tmp_path / "a.h5") as scan:
         assert len(scan.header.operations) == 2000
     with pytest.raises(UnsafeFileError, match="short list"):
-        from treg_med.data.generic_hdf5 import _read_operations
+        from treg_med.data.generic_hdf5 import read_operations
 
-        _read_operations({"operations": " " * 200_000})  # type: ignore[arg-type]
+        read_operations({"operations": " " * 200_000})  # type: ignore[arg-type]
 
 
 def test_free_text_of_a_file_reaches_no_provenance(tmp_path: Path) -> None:

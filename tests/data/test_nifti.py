@@ -179,9 +179,9 @@ def test_values_that_are_not_finite_are_refused_with_the_voxel(tmp_path: Path, b
 
 
 def test_what_is_no_magnitude_is_refused(tmp_path: Path) -> None:
-    values = np.linspace(-1000, 1500, 120).reshape(4, 5, 6).astype(np.float32)
-    with pytest.raises(FormatError, match="CT"):
-        open_scan(_save(tmp_path / "ct.nii", values))
+    values = np.linspace(-np.pi, np.pi, 120).reshape(4, 5, 6).astype(np.float32)
+    with pytest.raises(FormatError, match="phase"):
+        open_scan(_save(tmp_path / "phase.nii", values))
     with pytest.raises(NumericsError, match="nothing to simulate"):
         open_scan(_save(tmp_path / "zero.nii", np.zeros((4, 5, 6), np.float32)))
     with pytest.raises(FormatError, match="real numbers"):
@@ -293,5 +293,3 @@ def test_real_volumes(shared: Path) -> None:
     with open_scan(shared / "nifti" / "breast_a_mr.nii.gz", acceleration=2.0) as scan:
         assert (len(scan), scan.header.image_shape) == (21, (120, 45))
         assert scan[10].target is not None
-    with pytest.raises(FormatError, match="CT"):
-        open_scan(shared / "nifti" / "ct_chest_a_small.nii.gz")

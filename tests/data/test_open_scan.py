@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from tests.data.ct_files import write_exchange, write_hounsfield, write_htc, write_sinogram
 from treg_med.data import open_scan
 from treg_med.data.phantoms import phantom_volume, write_fastmri, write_nifti, write_raw_kspace
 from treg_med.errors import ConfigError, FormatError, ResourceError
@@ -20,7 +21,15 @@ def test_content_decides_not_the_extension(tmp_path: Path) -> None:
     write_fastmri(tmp_path / "file.h5")
     write_nifti(tmp_path / "one.nii", phantom_volume())
     write_nifti(tmp_path / "two.nii.gz", phantom_volume(), version=2)
+    write_sinogram(tmp_path / "sino.h5")
+    write_exchange(tmp_path / "exchange.h5")
+    write_htc(tmp_path / "htc.h5")
+    write_hounsfield(tmp_path / "ct.nii.gz")
     for name, disguise, kind in [
+        ("sino.h5", "sino.nii", "CT sinogram HDF5"),
+        ("exchange.h5", "exchange", "Data Exchange HDF5"),
+        ("htc.h5", "htc.hdf5", "HTC2022 fan-beam HDF5"),
+        ("ct.nii.gz", "ct.h5", "NIfTI CT (Hounsfield units)"),
         ("raw.h5", "raw.nii.gz", "raw k-space HDF5"),
         ("file.h5", "file.dcm", "fastMRI HDF5"),
         ("one.nii", "one.h5", "NIfTI magnitude"),

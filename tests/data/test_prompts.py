@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import h5py
 import pytest
 
 from treg_med.data import ScanWords, check_text, suggest_text
@@ -18,6 +21,14 @@ from treg_med.errors import ConfigError
             ScanWords(plane="coronal", contrast="PDw+FS", anatomy="knee"),
             "coronal fat-suppressed proton-density-weighted knee MRI",
         ),
+        (ScanWords("CT", "chest", None, "axial"), "Axial CT slice of the chest"),
+        (
+            ScanWords("CT", "upper abdomen", "no intravenous contrast", "coronal"),
+            "Coronal CT slice of the upper abdomen, no intravenous contrast",
+        ),
+        (ScanWords("CT", "abdomen and pelvis"), "CT slice of the abdomen and pelvis"),
+        (ScanWords("CT", None, None, "sagittal"), "Sagittal CT slice"),
+        (ScanWords("CT"), None),
         (ScanWords("MRI"), None),
         (ScanWords(), None),
     ],
@@ -40,6 +51,33 @@ def test_suggested_text(words: ScanWords, text: str | None) -> None:
 def test_words_of_a_label(label: str, expected: tuple[str | None, ...]) -> None:
     words = words_from_label(label)
     assert (words.contrast, words.plane, words.anatomy) == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("ct_chest_a_small", ("chest", None)),
+        ("AX-upper_abdomen", ("upper abdomen", "axial")),
+        ("chest_abdomen_and_pelvis", ("chest, abdomen and pelvis", None)),
+        ("cor_thorax", ("chest", "coronal")),
+        ("Jane_Doe", (None, None)),
+    ],
+)
+def test_words_of_a_ct_label(label: str, expected: tuple[str | None, str | None]) -> None:
+    words = words_from_label(label, modality="CT")
+    assert (words.anatomy, words.plane) == expected
+    assert words.modality == "CT"
+
+
+def test_the_form_is_that_of_the_training_captions(shared: Path) -> None:
+    with h5py.File(shared / "slices" / "ct_slices_2d.h5") as file:
+        captions, regions = file["captions"].asstr()[...], file["region"].asstr()[...]
+        planes = file["plane"].asstr()[...]
+    for caption, region, plane in zip(captions, regions, planes, strict=True):
+        # "shoulders" stands for "shoulders and thoracic inlet" in the captions.
+        text = suggest_text(ScanWords("CT", str(region), None, str(plane)))
+        assert text is not None
+        assert caption.startswith(text)
 
 
 def test_only_whitelisted_words_exist() -> None:

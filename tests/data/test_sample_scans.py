@@ -20,8 +20,11 @@ def test_every_sample_is_there_with_its_licence() -> None:
         assert path.is_file()
         notice = (path.parent / "NOTICE").read_text()
         assert path.name in notice
+        assert path.stat().st_size < 700_000
     assert "Copyright (c) 2019, mikgroup" in notice
     assert "Redistribution and use in source and binary forms" in notice
+    assert "Creative Commons Attribution 4.0" in notice
+    assert "10.5281/zenodo.8041800" in notice
 
 
 def test_an_unknown_sample_is_refused() -> None:

@@ -12,18 +12,24 @@ from treg_med import __version__
 from treg_med.cli.adapt_commands import adapt_app
 from treg_med.cli.arguments import (
     Acceleration,
+    Arc,
+    Beam,
     Coils,
     Device,
+    ElectronicStd,
     Input,
     Json,
     Mask,
+    MuWater,
     Noise,
     OutFolder,
     Overwrite,
+    Photons,
     Reader,
     Seed,
     Slices,
     Steps,
+    Views,
     Volume,
 )
 from treg_med.cli.failures import EXIT_CODES, FailureGroup
@@ -99,7 +105,10 @@ def reconstruct(
     input: Input,
     out: OutFolder,
     text: Annotated[str | None, typer.Option(help="What was scanned: 'axial T2-FLAIR brain MRI'.")] = None,
-    solver: Annotated[str, typer.Option(help="Method; 'treg-med info' lists them.")] = "treg",
+    solver: Annotated[
+        str | None,
+        typer.Option(help="Method; 'treg-med info' lists them. Default: treg, and pwls-tv for what is no body."),
+    ] = None,
     preset: Annotated[str, typer.Option(help="Named settings of the method.")] = "default",
     prior: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of a prior; default: the embedded one.")
@@ -154,30 +163,37 @@ def reconstruct(
 @app.command()
 def simulate(
     input: Input,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.h5", help="k-space file to write.")],
-    acceleration: Acceleration = 4.0,
-    mask: Mask = "random",
-    coils: Coils = 1,
-    noise: Noise = 0.01,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.h5", help="Scan to write.")],
+    acceleration: Acceleration = None,
+    mask: Mask = None,
+    coils: Coils = None,
+    noise: Noise = None,
+    views: Views = None,
+    arc: Arc = None,
+    photons: Photons = None,
+    electronic_std: ElectronicStd = None,
+    beam: Beam = None,
+    mu_water: MuWater = None,
     seed: Seed = 0,
     slices: Slices = None,
     volume: Volume = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Make undersampled k-space from a magnitude volume; the target is stored beside it."""
+    """Make an incomplete scan of a volume: k-space of a magnitude, projections of CT; the target is stored beside it."""
     from treg_med.cli.simulate import run
 
-    options = {
-        "acceleration": acceleration,
-        "mask": mask,
-        "coils": coils,
-        "noise": noise,
-        "seed": seed,
-        "volume": volume,
-        "overwrite": overwrite,
+    common = {"seed": seed, "volume": volume, "overwrite": overwrite}
+    mr = {"acceleration": acceleration, "mask": mask, "coils": coils, "noise": noise}
+    ct = {
+        "views": views,
+        "arc": arc,
+        "photons": photons,
+        "electronic_std": electronic_std,
+        "beam": beam,
+        "mu_water": mu_water,
     }
-    run(input, out, slices, options, as_json=as_json)
+    run(input, out, slices, common, mr, ct, as_json=as_json)
 
 
 @app.command()

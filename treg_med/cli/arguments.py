@@ -9,24 +9,30 @@ import typer
 
 __all__ = [
     "Acceleration",
+    "Arc",
+    "Beam",
     "Coils",
     "Device",
+    "ElectronicStd",
     "Input",
     "Json",
     "Mask",
+    "MuWater",
     "Noise",
     "OutFolder",
     "Overwrite",
+    "Photons",
     "Reader",
     "Seed",
     "Slices",
     "Steps",
     "Threads",
     "TimeLimit",
+    "Views",
     "Volume",
 ]
 
-Input = Annotated[Path, typer.Argument(metavar="INPUT", help="Scan: raw k-space (HDF5, fastMRI) or NIfTI.")]
+Input = Annotated[Path, typer.Argument(metavar="INPUT", help="Scan: raw k-space, sinogram (HDF5) or NIfTI.")]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
 Steps = Annotated[int | None, typer.Option(help="Iterations of the solver (treg: diffusion steps).")]
@@ -39,9 +45,20 @@ Reader = Annotated[
     list[str] | None,
     typer.Option("--reader", metavar="NAME=VALUE", help="Option of the reader, e.g. acceleration=8."),
 ]
-Acceleration = Annotated[float, typer.Option(help="Undersampling of simulated k-space.")]
-Mask = Annotated[str, typer.Option(help="equispaced, random, gaussian-1d, gaussian-2d, poisson-disc or radial.")]
-Coils = Annotated[int, typer.Option(help="Number of simulated receive coils.")]
-Noise = Annotated[float, typer.Option(help="Noise of simulated k-space, as a fraction of the image maximum.")]
+Acceleration = Annotated[float | None, typer.Option(help="MR: undersampling of k-space; default 4.")]
+Mask = Annotated[
+    str | None,
+    typer.Option(help="MR: equispaced, random (default), gaussian-1d, gaussian-2d, poisson-disc or radial."),
+]
+Coils = Annotated[int | None, typer.Option(help="MR: number of receive coils; default 1.")]
+Noise = Annotated[float | None, typer.Option(help="MR: noise as a fraction of the image maximum; default 0.01.")]
+Views = Annotated[int | None, typer.Option(help="CT: number of views; default 60.")]
+Arc = Annotated[float | None, typer.Option(help="CT: arc of the views in degrees; default 180 (fan: 360).")]
+Photons = Annotated[
+    float | None, typer.Option(min=0, help="CT: photons per ray without an object, 0 for no noise; default 1e5.")
+]
+ElectronicStd = Annotated[float | None, typer.Option(help="CT: readout noise in photons; default 0.")]
+Beam = Annotated[str | None, typer.Option(help="CT: parallel (default) or fan.")]
+MuWater = Annotated[float | None, typer.Option(help="CT: attenuation of water in 1/mm; default 0.0192.")]
 TimeLimit = Annotated[float | None, typer.Option(help="Seconds after which to stop and save.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -13,6 +13,10 @@ from treg_med.cli.console import print_json, print_warnings, stdout
 from treg_med.cli.options import parse_pairs, reader_options
 from treg_med.environment import torchvision_warning
 from treg_med.notice import RESEARCH_ONLY
+
+if TYPE_CHECKING:
+    from treg_med.data import Measurement
+    from treg_med.data.source import ScanHeader
 
 __all__ = ["run"]
 
@@ -27,7 +31,7 @@ def run(file: Path, volume: int | None, reader: Sequence[str], *, as_json: bool)
     facts: dict[str, Any] = header.as_dict()
     facts["acceleration"] = getattr(measurement.operator, "acceleration", header.acceleration)
     facts["noise_std"] = measurement.noise_std
-    facts["next"] = _next_command(file, header.text)
+    facts["next"] = _next_command(file, header)
     broken = torchvision_warning()
     facts["warnings"] = [*dict.fromkeys([*measurement.warnings, *([broken] if broken else [])])]
     if as_json:
@@ -36,14 +40,12 @@ def run(file: Path, volume: int | None, reader: Sequence[str], *, as_json: bool)
     table = Table(title=file.name, show_header=False)
     table.add_row("format", header.format)
     table.add_row("slices", f"{header.n_slices} of {header.image_shape[0]} x {header.image_shape[1]}")
-    table.add_row("coils", str(header.coils))
     table.add_row("voxel (mm)", " x ".join(f"{length:.3g}" for length in header.spacing_mm))
     table.add_row("position", "known" if header.geometry_known else "unknown")
-    table.add_row("acceleration", f"{facts['acceleration']:.2f}")
-    table.add_row(
-        "noise per sample",
-        f"{measurement.noise_std:.4g} ({measurement.provenance.get('noise_std', 'given')})",
-    )
+    for name, value in _sampling(header, measurement, facts["acceleration"]):
+        table.add_row(name, value)
+    noise = "unknown" if measurement.noise_std is None else f"{measurement.noise_std:.4g}"
+    table.add_row("noise per sample", f"{noise} ({measurement.provenance.get('noise_std', 'given')})")
     table.add_row("origin", "simulated" if header.simulated else "measured")
     table.add_row("suggested text", header.text or "none")
     console = stdout()
@@ -53,6 +55,22 @@ def run(file: Path, volume: int | None, reader: Sequence[str], *, as_json: bool)
     print_warnings(facts["warnings"])
 
 
-def _next_command(file: Path, text: str | None) -> str:
+def _sampling(header: ScanHeader, measurement: Measurement, acceleration: float | None) -> list[tuple[str, str]]:
+    """Return what was measured: coils and undersampling of MR, beam and views of CT."""
+    if header.views is None:
+        factor = "unknown" if acceleration is None else f"{acceleration:.2f}"
+        return [("coils", str(header.coils)), ("acceleration", factor)]
+    arc = "" if header.arc_deg is None else f" over {header.arc_deg:.5g} degrees"
+    rows = [("beam", header.beam or "unknown"), ("views", f"{header.views}{arc}")]
+    missing = measurement.provenance.get("missing")
+    if missing:
+        rows.append(("not measured", str(missing)))
+    water = measurement.mu_water
+    return [*rows, ("image in", "1/mm" if water is None else f"HU (water at {water:.4g} / mm)")]
+
+
+def _next_command(file: Path, header: ScanHeader) -> str:
     command = ["treg-med", "reconstruct", str(file), "--out", "treg_med_output"]
-    return shlex.join([*command, "--text", text] if text else command)
+    if not header.medical:
+        return shlex.join([*command, "--solver", "pwls-tv"])
+    return shlex.join([*command, "--text", header.text] if header.text else command)

@@ -30,7 +30,7 @@ class Job:
     input: Path
     out: Path
     text: str | None
-    solver: str
+    solver: str | None
     preset: str
     prior: Path | None
     adapters: tuple[Path, ...]
@@ -55,14 +55,18 @@ def run(job: Job, *, as_json: bool) -> None:
 
     if job.samples < 1:
         raise ConfigError(f"expected --samples of at least 1, got {job.samples}")
-    settings = parse_settings(job.solver, job.settings, job.steps, job.preset)
-    get_solver(job.solver, job.preset, **settings)  # a wrong setting fails here, before any work
-    check_text(job.text)  # and a text: its warnings come with the result
+    check_text(job.text)  # a text that cannot be used fails here, before any work: its warnings come with the result
+    if job.solver is not None:
+        get_solver(job.solver, job.preset, **parse_settings(job.solver, job.settings, job.steps, job.preset))
     with open_scan(job.input, **reader_options(job.volume, parse_pairs("--reader", job.reader))) as scan:
         indices = parse_slices(job.slices, len(scan))
         text = _text(job.text, scan.header.text)
-        method = Method(job.solver, job.solver, job.preset, settings, text, job.samples)
-        methods = with_controls(method) if job.controls else (method,)
+        solver = _solver(job.solver, medical=scan.header.medical)
+        settings = parse_settings(solver, job.settings, job.steps, job.preset)
+        get_solver(solver, job.preset, **settings)
+        method = Method(solver, solver, job.preset, settings, text, job.samples)
+        start = "tv" if scan.header.views is None else "pwls-tv"
+        methods = with_controls(method, start) if job.controls else (method,)
         needed = any(m.needs_prior for m in methods)
         prior, notes = load_prior(job.prior, job.adapters) if needed else (None, [])
         if prior is not None:
@@ -93,6 +97,14 @@ def load_prior(folder: Path | None, adapters: Sequence[Path] = ()) -> tuple[Late
         warnings.simplefilter("always", UserWarning)
         prior = LatentPrior.from_pretrained(folder, adapter=adapters)
     return prior, [str(w.message) for w in caught if w.category is UserWarning]
+
+
+def _solver(given: str | None, *, medical: bool) -> str:
+    """Return the user's method, else TReg, or the best one without a prior where no prior of bodies applies."""
+    if given is not None or medical:
+        return given or "treg"
+    typer.echo("no medical prior applies to this scan: solver pwls-tv (change it with --solver)", err=True)
+    return "pwls-tv"
 
 
 def _text(given: str | None, suggested: str | None) -> str | None:
