@@ -24,6 +24,7 @@ __all__ = [
     "NOT_MEDICAL",
     "assemble_ct",
     "check_field_of_view",
+    "check_finite",
     "check_sinogram",
     "estimate_incident_counts",
     "quick_image",
@@ -50,12 +51,43 @@ _TRUNCATED = 0.08
 _EDGE_BINS = 3
 # Attenuation of what is in a scan, relative to water: bone is 2.5 and teeth 4 times, lung a quarter.
 _PLAUSIBLE_PEAK = (0.15, 25.0)
+# exp(-200) of the photons: no ray through any object has a larger line integral and is measured.
+_LARGEST_INTEGRAL = 200.0
+# Air beside an object transmits everything.
+_TRANSMISSION = (0.9, 1.2)
 # Sizes of scanned objects in mm: below and beyond these, metres or micrometres were meant.
 _SMALLEST_FIELD, _LARGEST_FIELD = 2.0, 5000.0
+# The widest bore of a clinical scanner is 900 mm.
+_LARGEST_BODY = 1000.0
+
+
+def check_finite(values: Tensor, what: str, index: int) -> None:
+    """Refuse NaN and Inf.
+
+    Parameters
+    ----------
+    values
+        (views, bins).
+    what, index
+        What they are and the slice number, for the message.
+
+    Raises
+    ------
+    NumericsError
+        Names the first bad sample and how many there are.
+    """
+    bad = ~torch.isfinite(values)
+    count = int(bad.sum())
+    if count:
+        first = tuple(int(v) for v in bad.nonzero()[0])
+        raise NumericsError(
+            f"expected finite {what}, got {count} NaN or Inf in slice {index}, the first at (view, bin) {first}; "
+            "export the scan again, or leave these views out"
+        )
 
 
 def check_sinogram(sinogram: Tensor, index: int) -> None:
-    """Refuse NaN and Inf, and sinograms without any contrast.
+    """Refuse NaN and Inf, sinograms without any contrast, and counts in their place.
 
     Parameters
     ----------
@@ -69,15 +101,14 @@ def check_sinogram(sinogram: Tensor, index: int) -> None:
     NumericsError
         Names the first bad sample and how many there are.
     FormatError
-        If all values are equal.
+        If all values are equal, or so large that they cannot be line integrals.
     """
-    bad = ~torch.isfinite(sinogram)
-    count = int(bad.sum())
-    if count:
-        first = tuple(int(v) for v in bad.nonzero()[0])
-        raise NumericsError(
-            f"expected finite projections, got {count} NaN or Inf in slice {index}, the first at (view, bin) {first}; "
-            "export the scan again, or leave these views out"
+    check_finite(sinogram, "projections", index)
+    if float(sinogram.abs().max()) > _LARGEST_INTEGRAL:
+        raise FormatError(
+            f"expected line integrals -log(I / I0), got values up to {float(sinogram.abs().max()):.4g} in slice "
+            f"{index}, through which no photon passes; counts belong into a dataset 'counts' beside 'i0', and lengths "
+            "into mm"
         )
     if float(sinogram.max()) - float(sinogram.min()) <= 0:
         raise FormatError(
@@ -112,6 +143,11 @@ def check_field_of_view(operator: CTOperator, *, medical: bool) -> tuple[str, ..
             f"the image is {field:.3g} mm wide: if this is not a microscope, pixel_size is in metres or centimetres "
             "and the attenuation is wrong by that factor",
         )
+    if medical and field > _LARGEST_BODY:
+        return (
+            f"the image is {field:.4g} mm wide, wider than a scanner: check the unit that pixel_size is in, as sizes "
+            "and attenuation are wrong by the same factor",
+        )
     return ()
 
 
@@ -120,6 +156,24 @@ def truncated_part(sinogram: Tensor) -> float:
     peak = float(sinogram.abs().max())
     edges = torch.stack([sinogram[:, :_EDGE_BINS].median(1).values, sinogram[:, -_EDGE_BINS:].median(1).values])
     return float((edges.amax(0) > _TRUNCATED * peak).double().mean()) if peak > 0 else 0.0
+
+
+def _looks_like_transmissions(sinogram: Tensor) -> bool:
+    """Return whether values end near one at both edges of the detector and nowhere leave [0, 1] by far."""
+    edges = torch.cat([sinogram[:, :_EDGE_BINS], sinogram[:, -_EDGE_BINS:]], 1)
+    low, high = _TRANSMISSION
+    inside = float(sinogram.min()) >= 0 and float(sinogram.max()) <= high
+    return inside and low <= float(edges.median()) and float(sinogram.median()) < float(edges.median())
+
+
+def _beyond_image(sinogram: Tensor, operator: CTOperator) -> float:
+    """Return the mean of the rays that miss the image, as a part of the peak; 0 where there are none."""
+    theta, s = (values.to(sinogram.device) for values in operator.rays.lines())
+    height, width = operator.image_shape
+    across = (theta.cos().abs() * width + theta.sin().abs() * height) / 2 * operator.pixel_size
+    missing = (s.abs() > across + operator.bin_size).expand(sinogram.shape)
+    peak = float(sinogram.abs().max())
+    return float(sinogram[missing].mean()) / peak if peak > 0 and bool(missing.any()) else 0.0
 
 
 def estimate_incident_counts(sinogram: Tensor, angles: Tensor) -> float:
@@ -278,10 +332,22 @@ def assemble_ct(
     if inverse_variance is not None:
         noise_std, weights = _normalised(inverse_variance, index)
     cut = truncated_part(y)
-    if cut > 0:
+    if _looks_like_transmissions(y):
+        warnings.append(
+            "the projections are largest, and near 1, where rays miss the object: if they are transmissions I / I0, "
+            "take -log of them; as line integrals they give a wrong image"
+        )
+    elif cut > 0:
         warnings.append(
             f"truncated projections: {100 * cut:.0f} % of the views reach the edge of the detector, so the object is "
             "larger than the field of view; values rise towards the edge of the image and are offset inside"
+        )
+    outside = _beyond_image(y, operator)
+    if outside > _TRUNCATED:
+        warnings.append(
+            f"rays that miss the image are not empty ({100 * outside:.0f} % of the peak): the object is larger than "
+            "the image, or pixel_size and bin_size are in different units; iterative methods draw into the image what "
+            "lies beyond it"
         )
     if starved:
         warnings.append(

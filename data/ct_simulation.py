@@ -86,9 +86,16 @@ class CTSimulation:
         if self.arc is not None and not (_is_number(self.arc) and 0 < self.arc <= 360):
             raise ConfigError(f"expected an arc above 0 and up to 360 degrees, got {self.arc!r}")
         if self.photons is not None and not (_is_number(self.photons) and self.photons >= 1):
-            raise ConfigError(f"expected at least 1 photon per ray, or None for no noise, got {self.photons!r}")
+            raise ConfigError(
+                f"expected at least 1 photon per ray, or None (--photons 0) for no noise, got {self.photons!r}"
+            )
         if not (_is_number(self.electronic_std) and self.electronic_std >= 0):
             raise ConfigError(f"expected electronic_std >= 0 in photons, got {self.electronic_std!r}")
+        if self.photons is None and self.electronic_std > 0:
+            raise ConfigError(
+                f"expected photons beside electronic_std={self.electronic_std:g}, got a scan without noise; give the "
+                "number of photons, or leave out electronic_std"
+            )
         if self.beam not in BEAMS:
             raise ConfigError(f"expected a beam out of {', '.join(BEAMS)}, got {self.beam!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):

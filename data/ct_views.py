@@ -125,6 +125,8 @@ class ScannedViews:
         The angles of those, in rad.
     operations
         What was done, for header and provenance.
+    warnings
+        What of it is to be said beside every result: a unit that was not stated, views that were out of order.
     """
 
     every: Tensor
@@ -132,6 +134,7 @@ class ScannedViews:
     picks: Tensor
     angles: Tensor
     operations: tuple[dict[str, Any], ...]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, stored: Tensor, unit: str | None, selection: ViewSelection) -> ScannedViews:
@@ -158,8 +161,13 @@ class ScannedViews:
         order = _order(values)
         radians, note = angles_from_file(values if order is None else values[order], unit)
         operations: list[dict[str, Any]] = [{"operation": "read angles", "note": note}]
+        warnings = [] if unit is not None else [f"{note}; state the unit if this is wrong"]
         if order is not None:
             operations.append({"operation": "sorted the views by angle"})
+            warnings.append(
+                "the views were not in the order of their angles and were sorted; if they were measured one after the "
+                "other, the angles do not belong to these views"
+            )
         unique = _without_repeated(radians)
         if len(unique) < len(radians):
             left_out = len(radians) - len(unique)
@@ -168,7 +176,7 @@ class ScannedViews:
         picks, angles = selection.choose(radians[unique])
         operations += selection.describe(len(picks), len(unique))
         every = unique if order is None else order[unique]
-        return cls(every, radians[unique], picks, angles, tuple(operations))
+        return cls(every, radians[unique], picks, angles, tuple(operations), tuple(warnings))
 
 
 def _without_repeated(angles: Tensor) -> Tensor:

@@ -39,6 +39,9 @@ _IN_BINS = (
     "the size of a detector pixel is unknown: lengths are in bins and the attenuation is per bin; "
     "pass bin_size=... in mm"
 )
+_NO_DARK = (
+    f"there is no {_DARK}: the dark signal was taken as 0; if the detector has one, the attenuation comes out too low"
+)
 _UNKNOWN = "unknown geometry: an object on a rotation stage; which side is left is not known"
 # The axis is the same for all rows: a few of them decide where it is.
 _CENTRE_ROWS = 3
@@ -172,7 +175,9 @@ class DataExchangeReader(Hdf5Reader):
 
     def _make_header(self) -> ScanHeader:
         warnings = [] if self._medical else [NOT_MEDICAL]
-        warnings.append(_UNKNOWN)
+        warnings += [_UNKNOWN, *self._scanned.warnings]
+        if _DARK not in self._h5():
+            warnings.append(_NO_DARK)
         if self._bin_size is None:
             warnings.append(_IN_BINS)
         else:

@@ -133,7 +133,7 @@ class Htc2022Reader(Hdf5Reader):
             words=ScanWords("CT"),
             noise_std=self._noise_std,
             operations=self._scanned.operations,
-            warnings=(NOT_MEDICAL, _UNKNOWN, *((_REFERENCE,) if self._has_reference else ())),
+            warnings=(NOT_MEDICAL, _UNKNOWN, *self._scanned.warnings, *((_REFERENCE,) if self._has_reference else ())),
             views=len(self._scanned.angles),
             beam="fan",
             arc_deg=arc_degrees(self._scanned.angles),

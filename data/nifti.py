@@ -152,7 +152,7 @@ class NiftiVolume:
             raise NumericsError(
                 f"expected finite values, got {int((~np.isfinite(values)).sum())} NaN or Inf voxels, the "
                 f"first at {first}; "
-                "replace them, for example by 0"
+                "replace them, for example by 0 (CT: by -1000, air)"
             )
         affine = affine.copy()
         affine[:3] *= unit

@@ -356,17 +356,26 @@ class Reconstruction:
         measurement = None if self.measurement is None else self.measurement.to(device)
         return replace(self, image=self.image.to(device), measurement=measurement)
 
-    def show(self, ax: Axes | None = None) -> Figure:
-        """Draw the magnitude, upright and in grey, into ``ax`` or a new figure; returns the figure."""
+    def show(self, ax: Axes | None = None, *, window: tuple[float, float] | None = None) -> Figure:
+        """Draw the magnitude, upright and in grey, into ``ax`` or a new figure; returns the figure.
+
+        ``window`` is black and white: in HU for CT with mu_water, else in units of the image.
+        """
         from treg_med.data.figures import show_reconstruction
 
-        return show_reconstruction(self, ax)
+        return show_reconstruction(self, ax, window=window)
 
-    def compare(self, others: Sequence[Reconstruction] = (), *, difference: bool = True) -> Figure:
-        """Draw this and others in one window, with a row of differences if there is a target."""
+    def compare(
+        self,
+        others: Sequence[Reconstruction] = (),
+        *,
+        difference: bool = True,
+        window: tuple[float, float] | None = None,
+    ) -> Figure:
+        """Draw this and others in one window (as in `show`), with a row of differences if there is a target."""
         from treg_med.data.figures import compare_reconstructions
 
-        return compare_reconstructions([self, *others], difference=difference)
+        return compare_reconstructions([self, *others], difference=difference, window=window)
 
     def _facts(self) -> list[tuple[str, str]]:
         dtype = str(self.image.dtype).removeprefix("torch.")

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from treg_med.data.ct_assemble import CT_INVERSE_CRIME, NOT_MEDICAL, assemble_ct, check_field_of_view
+from treg_med.data.ct_assemble import CT_INVERSE_CRIME, NOT_MEDICAL, assemble_ct, check_field_of_view, check_finite
 from treg_med.data.ct_views import ScannedViews, ViewSelection, arc_degrees
 from treg_med.data.generic_hdf5 import read_geometry, read_operations
 from treg_med.data.hdf5_reader import Hdf5Reader, number_attribute, text_attribute
@@ -249,7 +249,7 @@ class SinogramReader(Hdf5Reader):
         warnings = [] if self._medical else [NOT_MEDICAL]
         warnings += [CT_INVERSE_CRIME] if simulated else []
         warnings += [] if self.geometry.known else [_UNKNOWN]
-        warnings += check_field_of_view(self.operator, medical=self._medical)
+        warnings += [*self._scanned.warnings, *check_field_of_view(self.operator, medical=self._medical)]
         words = {name: text_attribute(attributes, name) for name in ("anatomy", "contrast", "plane")}
         return ScanHeader(
             format=self.format,
@@ -327,8 +327,7 @@ class SinogramReader(Hdf5Reader):
         )
 
     def _from_counts(self, counts: Tensor, index: int) -> tuple[Tensor, dict[str, Any]]:
-        if not bool(torch.isfinite(counts).all()):
-            raise NumericsError(f"expected finite counts, got NaN or Inf in slice {index}; export the scan again")
+        check_finite(counts, "counts", index)
         incident = self._incident()
         if incident.ndim == 2:
             incident = incident[self._scanned.every]

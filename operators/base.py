@@ -38,7 +38,9 @@ class _Apply(torch.autograd.Function):
             source, target = operator.domain_shape, operator.range_shape
             source, target = (target, source) if adjoint else (source, target)
             return x.new_zeros(*x.shape[: x.ndim - len(source)], *target)
-        y = operator._rmatvec(x) if adjoint else operator._matvec(x)
+        # Physics keeps the precision of its input: sparse products have no bf16, and it would not be enough.
+        with torch.autocast(x.device.type, enabled=False):
+            y = operator._rmatvec(x) if adjoint else operator._matvec(x)
         # Autograd treats a returned input as modified in place; identities must hand back a new view.
         return y.view_as(y) if y is x else y
 

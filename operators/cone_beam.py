@@ -72,7 +72,7 @@ class ConeBeamCT(LinearOperator):
 
     In the plane of the source the rays are those of `FanBeamCT` with a flat detector; row r lies :math:`z = (r - r_c)
     \Delta_r` above that plane. Voxel (d, i, j) lies at z = (d - (D - 1) / 2) ``voxel_size``, and x and y as in a slice.
-    Memory beyond input and output stays below 200 MiB for a batch of one, whatever the number of views.
+    Memory beyond input and output does not grow with the number of views.
 
     Parameters
     ----------

@@ -18,6 +18,8 @@ __all__ = ["ConeJoseph"]
 
 # Entries of the largest temporary, 32 MiB in single precision.
 _LARGEST = 1 << 23
+# Position of a ray that meets no pixel.
+_NOWHERE = -1e6
 
 
 class ConeJoseph(LinearOperator):
@@ -46,81 +48,88 @@ class ConeJoseph(LinearOperator):
             for group in self._fan.groups(x):
                 # (line, pixel, z), with background about the pixels and about z.
                 lines = volume.permute((2, 1, 0) if group.transposed else (1, 2, 0))
-                padded = torch.nn.functional.pad(lines, (0, 0, 1, 2)).reshape(-1, depth)
+                padded = torch.nn.functional.pad(lines, (1, 2, 1, 2)).reshape(-1, depth + 3)
                 for view in group.views.tolist():
                     columns = group.gain[view].nonzero()[:, 0]
+                    total = flat.new_zeros(len(columns), self.beam.rows)
                     for block in self._blocks(group.lines, len(columns)):
-                        position = group.position(view, columns, block).clamp_(-1, group.width)
-                        left = position.floor()
-                        index = left.long() + 1 + block * (group.width + 3)
-                        share = (position - left)[..., None]
-                        sheet = torch.lerp(padded[index], padded[index + 1], share)  # (columns, lines, z)
-                        values = self._along_z(sheet, self._slopes(group, view, columns, block, x))
-                        y[item, view][:, columns] += values.mT
-                    y[item, view][:, columns] *= self._gain(group, view, columns, x).mT
+                        place = group.position(view, columns, block).clamp_(-1, group.width)
+                        left = place.floor()
+                        place -= left
+                        index = (left.long() + 1 + block * (group.width + 3)).flatten()
+                        sheet = torch.lerp(
+                            padded.index_select(0, index).view(*place.shape, -1),
+                            padded[1:].index_select(0, index).view(*place.shape, -1),
+                            place[..., None],
+                        )  # (columns, lines, z)
+                        total += self._along_z(sheet, self._slopes(group, view, columns, block, x))
+                    y[item, view][:, columns] += total.mT * self._gain(group, view, columns, x).mT
         return y.reshape(*x.shape[:-3], *self.range_shape)
 
     def _rmatvec(self, y: Tensor) -> Tensor:
         flat = y.reshape(-1, *self.range_shape)
         x = flat.new_zeros(len(flat), *self.domain_shape)
-        depth = self.domain_shape[0]
         for item, projections in enumerate(flat):
             for group in self._fan.groups(y):
-                part = flat.new_zeros(group.lines, group.width, depth)
-                pixel = torch.arange(group.width, device=y.device, dtype=y.dtype)
+                part = flat.new_zeros(group.lines, group.width, self.domain_shape[0])
                 for view in group.views.tolist():
-                    columns = group.gain[view].nonzero()[:, 0]
-                    rays = projections[view][:, columns].mT * self._gain(group, view, columns, y)
-                    first = self._fan.first_bins(group, view, y.device)
-                    number = torch.full((self.range_shape[2] + 1,), len(columns), device=y.device)
-                    number[columns] = torch.arange(len(columns), device=y.device)
-                    for block in self._blocks(group.lines, len(columns)):
-                        sheet = self._from_z(rays, self._slopes(group, view, columns, block, y))
-                        sheet = torch.nn.functional.pad(sheet, (0, 0, 0, 0, 0, 1)).reshape(-1, depth)
-                        position = group.position(view, columns, block)
-                        position = torch.nn.functional.pad(position, (0, 0, 0, 1), value=-1e6)
-                        inner = torch.arange(len(block), device=y.device)[:, None]
-                        for tap in range(group.taps):
-                            bins = first[block] + tap
-                            row = number[torch.where((bins >= 0) & (bins < self.range_shape[2]), bins, -1)]
-                            weight = (1 - (position[row, inner] - pixel).abs()).clamp_(min=0)
-                            part[block] += sheet[row * len(block) + inner] * weight[..., None]
+                    self._spread_view(part, projections[view], group, view)
                 x[item] += part.permute((2, 1, 0) if group.transposed else (2, 0, 1))
         return x.reshape(*y.shape[:-3], *self.domain_shape)
 
+    def _spread_view(self, part: Tensor, projection: Tensor, group: RayGroup, view: int) -> None:
+        """Add the transpose of one view ``(rows, columns)`` to ``(lines, pixels, z)``."""
+        device, n_bins, taps = part.device, self.range_shape[2], group.taps(view)
+        columns = group.gain[view].nonzero()[:, 0]
+        rays = projection[:, columns].mT * self._gain(group, view, columns, projection)
+        # Where a bin is among the columns of the group; those of the other group and beyond the detector are blank.
+        number = torch.full((n_bins + 2 * taps,), len(columns), device=device)
+        number[columns + taps] = torch.arange(len(columns), device=device)
+        first = self._fan.first_bins(group, view, projection).long()
+        pixel = torch.arange(group.width, device=device, dtype=part.dtype)
+        for block in self._blocks(group.lines, len(columns)):
+            sheet = self._from_z(rays, self._slopes(group, view, columns, block, projection))
+            sheet = torch.nn.functional.pad(sheet, (0, 0, 0, 0, 0, 1)).reshape(-1, part.shape[-1])
+            position = group.position(view, columns, block)
+            position = torch.nn.functional.pad(position, (0, 0, 0, 1), value=_NOWHERE).flatten()
+            inner = torch.arange(len(block), device=device)[:, None]
+            target = part[int(block[0]) : int(block[-1]) + 1]
+            for tap in range(taps):
+                index = (number[first[block] + tap] * len(block) + inner).flatten()
+                weight = position.index_select(0, index).view(target.shape[:2])
+                weight = weight.sub_(pixel).abs_().neg_().add_(1).clamp_(min=0)
+                target.addcmul_(sheet.index_select(0, index).view(target.shape), weight[..., None])
+
     def _along_z(self, sheet: Tensor, slopes: Tensor) -> Tensor:
-        """Interpolate ``(columns, lines, z)`` at the heights of the rows and add the lines, ``(columns, rows)``."""
-        depth = sheet.shape[-1]
-        place = self._heights(slopes).clamp_(-1, depth)
+        """Interpolate padded ``(columns, lines, z)`` at the heights of the rows, and add the lines."""
+        place = self._heights(slopes).clamp_(-1, self.domain_shape[0])
         left = place.floor()
-        index = left.long() + 1
-        padded = torch.nn.functional.pad(sheet, (1, 2))
-        values = torch.lerp(padded.gather(2, index), padded.gather(2, index + 1), place - left)
-        return values.sum(1)
+        place -= left
+        index = left.add_(1).long()
+        return torch.lerp(sheet.gather(2, index), sheet[..., 1:].gather(2, index), place).sum(1)
 
     def _from_z(self, rays: Tensor, slopes: Tensor) -> Tensor:
-        """Apply the transpose of `_along_z` to ``(columns, rows)``."""
+        """Apply the transpose of `_along_z` to ``(columns, rows)``, without the background."""
         beam, depth = self.beam, self.domain_shape[0]
         level = torch.arange(depth, device=rays.device, dtype=rays.dtype)
-        # Heights rise by `slopes` from row to row: those within one voxel of a level.
-        reach = 1 / slopes.double()[..., None]
-        middle = (level.double() - (depth - 1) / 2) * reach + beam.row_centre
-        first = torch.ceil(middle - reach - 1e-6).long()
+        # Heights rise by `slopes` from row to row: those within one voxel of a level, with room for rounding.
+        reach = (1 / slopes)[..., None]
+        taps = int(2 * float(reach.max()) + 4e-3) + 1
+        row = torch.ceil((level - (depth - 1) / 2 - 1) * reach + (beam.row_centre - 2e-3)).clamp_(-taps, beam.rows)
+        index = row.long().add_(taps).flatten(1)
+        row -= beam.row_centre
+        padded = torch.nn.functional.pad(rays, (taps, 2 * taps))
         sheet = rays.new_zeros(*slopes.shape, depth)
-        rise = slopes[..., None]
-        origin = rays.new_tensor((depth - 1) / 2)
-        for tap in range(int(2 * float(reach.max())) + 2):
-            row = first + tap
-            inside = (row >= 0) & (row < beam.rows)
-            row = row.clamp_(0, beam.rows - 1)
-            height = torch.addcmul(origin, (row - beam.row_centre).to(rays.dtype), rise)
-            weight = (1 - (height - level).abs()).clamp_(min=0) * inside
-            sheet += rays.gather(1, row.flatten(1)).reshape(row.shape) * weight
+        rise, origin = slopes[..., None], rays.new_tensor((depth - 1) / 2)
+        for tap in range(taps):
+            weight = torch.addcmul(origin, row, rise).sub_(level).abs_().neg_().add_(1).clamp_(min=0)
+            sheet.addcmul_(padded[:, tap:].gather(1, index).view_as(sheet), weight)
+            row += 1
         return sheet
 
     def _heights(self, slopes: Tensor) -> Tensor:
         """Return the z position of every row in voxels, ``(columns, lines, rows)``."""
-        rows = (torch.arange(self.beam.rows, device=slopes.device) - self.beam.row_centre).to(slopes.dtype)
+        rows = torch.arange(self.beam.rows, device=slopes.device, dtype=slopes.dtype) - self.beam.row_centre
         return torch.addcmul(slopes.new_tensor((self.domain_shape[0] - 1) / 2), rows, slopes[..., None])
 
     def _slopes(self, group: RayGroup, view: int, columns: Tensor, block: Tensor, like: Tensor) -> Tensor:

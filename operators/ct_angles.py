@@ -107,6 +107,10 @@ def angles_from_file(angles: Tensor, unit: str | None = None) -> tuple[Tensor, s
             f"expected angles in degrees, as stated, got {text}, which is half a turn or a turn in rad: "
             "pass the unit 'rad'"
         )
+    if stated == "rad" and looks_like_degrees(values):
+        raise GeometryError(
+            f"expected angles in rad, as stated, got {text}: these look like degrees; state the unit 'deg'"
+        )
     if stated is not None:
         note = f"view angles {text} in {stated}, as stated"
     else:

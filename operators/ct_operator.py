@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from treg_med.errors import GeometryError
@@ -40,10 +42,10 @@ class CTOperator(LinearOperator):
         self.register_buffer("angles", rays.angles.clone())
 
     def _matvec(self, x: Tensor) -> Tensor:
-        return self._projector._matvec(x)
+        return _one_by_one(self._projector._matvec, x)
 
     def _rmatvec(self, y: Tensor) -> Tensor:
-        return self._projector._rmatvec(y)
+        return _one_by_one(self._projector._rmatvec, y)
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -98,6 +100,17 @@ class CTOperator(LinearOperator):
             f"{super().__repr__()}, {self.rays.describe()}, {self.views} views over "
             f"{math.degrees(self.coverage):.4g} degrees, pixels {self.pixel_size:.4g} mm, bins {self.bin_size:.4g} mm"
         )
+
+
+def _one_by_one(apply: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Apply a map to the items of a batch ``(*batch, a, b)``.
+
+    On a CPU every item by itself: sparse products round differently with more columns, and no result may depend on the
+    neighbours in a batch.
+    """
+    flat = values.reshape(-1, *values.shape[-2:])
+    made = apply(flat) if values.device.type != "cpu" else torch.cat([apply(item) for item in flat.split(1)])
+    return made.reshape(*values.shape[:-2], *made.shape[1:])
 
 
 def checked_geometry(image_shape: tuple[int, int], rays: Rays, pixel_size: float) -> tuple[int, int]:

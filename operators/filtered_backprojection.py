@@ -11,6 +11,7 @@ from treg_med.errors import ConfigError
 from treg_med.operators.base import LinearOperator, Scaled
 from treg_med.operators.cone_beam import ConeBeamCT
 from treg_med.operators.fan_beam import FanBeamCT
+from treg_med.operators.joseph import look_up, pairs
 from treg_med.operators.parallel_beam import ParallelBeamCT
 from treg_med.operators.ramp_filter import FilterName, ramp_filter
 from treg_med.operators.view_weights import angular_steps, redundancy_weights
@@ -102,7 +103,7 @@ def _fan(operator: FanBeamCT, sinogram: Tensor, filter: FilterName, extend: bool
             place, near = (across / along).atan() * rays.source_detector, 1 / (across.square() + along.square())
         else:
             place, near = across / along * rays.source_detector, (rays.source_origin / along).square()
-        image += interpolate(flat[:, view], place / rays.bin_size + rays.axis) * near.to(flat)
+        image += _interpolate(flat[:, view], place / rays.bin_size + rays.axis) * near.to(flat)
     return image.reshape(*sinogram.shape[:-2], height, width)
 
 
@@ -119,11 +120,11 @@ def _cone(operator: ConeBeamCT, projections: Tensor, filter: FilterName, extend:
     return operator.backproject(filtered)
 
 
-def interpolate(profiles: Tensor, place: Tensor) -> Tensor:
+def _interpolate(profiles: Tensor, place: Tensor) -> Tensor:
     """Return profiles ``(n, bins)`` at real-valued bins of any shape, linear in between and zero beyond the ends."""
-    bins = profiles.shape[-1]
-    padded = torch.nn.functional.pad(profiles, (1, 2))
-    place = place.clamp(-1, bins)
-    left = place.floor()
-    index = left.long() + 1
-    return torch.lerp(padded[:, index], padded[:, index + 1], (place - left).to(profiles))
+    share = place.clamp(-1, profiles.shape[-1])
+    left = share.floor()
+    share = (share - left).to(profiles)
+    index = left.int().add_(1).flatten()
+    looked_up = (look_up(pairs(profile), index, share) for profile in profiles)
+    return torch.stack([torch.addcmul(value, step, share) for value, step in looked_up])

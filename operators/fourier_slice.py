@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from treg_med.operators.base import LinearOperator
 from treg_med.operators.nufft import NonuniformFFT, smooth_length
+from treg_med.operators.real_nufft import RealNonuniformFFT
 
 __all__ = ["FourierSlice"]
 
@@ -26,7 +27,7 @@ class FourierSlice(LinearOperator):
         \sum_{ij} x_{ij}\, e^{-2 \pi i f (x_j \cos b + y_i \sin b)}, \qquad f = \frac{m}{P \Delta}
 
     with pixel size p, bin size :math:`\Delta`, aperture w and c the bin of the rotation axis; the inner sum is a
-    `NonuniformFFT`. P is large enough that periodic copies of the object miss the detector. Frequencies up to
+    `RealNonuniformFFT`. P is large enough that periodic copies of the object miss the detector. Frequencies up to
     :math:`(1/2 + \mathrm{replicas}) / \Delta` are taken; those beyond the first 1/2 fold back, as in a detector of
     separate bins.
 
@@ -46,9 +47,9 @@ class FourierSlice(LinearOperator):
         Samples per bin: the profile is returned on a grid finer than the bins, ``n_bins * upsampling`` samples of which
         number ``upsampling * k`` lies at bin k. Not together with replicas.
     tolerance
-        Of the `NonuniformFFT`.
+        None, or that of a `NonuniformFFT` by finufft in its place.
     response
-        Further real factor of the frequencies f in 1/mm.
+        Further real factor, of the frequencies in cycles per bin.
 
     Bracewell, Aust. J. Phys. 9 (1956) 198.
     """
@@ -79,40 +80,86 @@ class FourierSlice(LinearOperator):
         reach = math.hypot(*image_shape) / 2 * pixel_size / bin_size + max(centre, n_bins - 1 - centre)
         self._period = smooth_length(max(n_bins, math.ceil(reach)) + _MARGIN)
         f, column, row = self._frequencies()
-        points = torch.stack([row, column], -1).reshape(-1, 2) * pixel_size
-        self._nufft = NonuniformFFT(image_shape, points, tolerance=tolerance)
-        gain = torch.sinc(column * pixel_size) * torch.sinc(row * pixel_size) * torch.sinc(f * aperture)
+        points = torch.stack([row, column], -1)
+        self._planned = (
+            None if tolerance is None else NonuniformFFT(image_shape, points.reshape(-1, 2), tolerance=tolerance)
+        )
+        self._transform = RealNonuniformFFT(image_shape, points)
+        gain = torch.sinc(column) * torch.sinc(row) * torch.sinc(f * (aperture / bin_size))
         gain = gain * (pixel_size**2 / bin_size) * (1 if response is None else response(f))
         self.register_buffer("_factor", (gain * self._centring()).to(torch.complex64))
 
     def _frequencies(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return f ``(n,)`` and its parts along columns and rows ``(views, n)``, float64, in cycles per mm."""
+        """Return f ``(n,)`` in cycles per bin, and its parts along columns and rows ``(views, n)`` per pixel, float64."""
         count = self._stride * self._period // 2 + 1
-        f = torch.arange(count, dtype=torch.float64, device=self._angles.device) / (self._period * self._bin_size)
+        f = torch.arange(count, dtype=torch.float64, device=self._angles.device) / self._period
         angles = self._angles.double()[:, None]
-        return f, f * angles.cos(), -f * angles.sin()
+        # The ratio first: it is the same in whatever unit lengths are.
+        in_pixels = f * (self._pixel_size / self._bin_size)
+        return f, in_pixels * angles.cos(), -in_pixels * angles.sin()
 
     def _centring(self) -> Tensor:
         """Return the phase from the middle of the image, where the transform has pixel n // 2, to bin zero."""
         f, column, row = self._frequencies()
         height, width = self.domain_shape
         away = column * (width // 2 - (width - 1) / 2) + row * (height // 2 - (height - 1) / 2)
-        turns = self._pixel_size * away + f * self._bin_size * self._centre
+        turns = away + f * self._centre
         return torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
 
     def _matvec(self, x: Tensor) -> Tensor:
-        values = self._nufft._matvec(torch.complex(x, torch.zeros_like(x)))
-        return self._to_bins(values.unflatten(-1, self._factor.shape) * self._factor.to(values.dtype))
+        flat = x.reshape(-1, *self.domain_shape)
+        y = flat.new_empty(len(flat), *self.range_shape)
+        for views, profiles in self.forward_blocks(flat):
+            y[:, views] = profiles
+        return y.reshape(*x.shape[:-2], *self.range_shape)
 
     def _rmatvec(self, y: Tensor) -> Tensor:
-        values = self._from_bins(y)
-        values = values * self._factor.to(values.dtype).conj()
-        return self._nufft._rmatvec(values.flatten(-2)).real.contiguous()
+        flat = y.reshape(-1, *self.range_shape)
+        image = self.adjoint_blocks(lambda views: flat[:, views], len(flat), flat)
+        return image.reshape(*y.shape[:-2], *self.domain_shape)
+
+    def backproject(self, y: Tensor) -> Tensor:
+        r"""Return :math:`\sum_b q_b(x \cos b + y \sin b)` at the pixels, q band-limited through the samples y."""
+        flat = y.reshape(-1, *self.range_shape)
+        key = ("centring", y.dtype, y.device)
+        phase: Tensor = self._cached(key, lambda: self._centring().to(torch.complex64))
+        image = self._adjoint(lambda views: flat[:, views], len(flat), flat, phase)
+        return image.reshape(*y.shape[:-2], *self.domain_shape)
+
+    @property
+    def view_blocks(self) -> list[slice]:
+        """Blocks of views that are projected at once."""
+        return self._transform.view_blocks() if self._planned is None else [slice(0, self.range_shape[0])]
+
+    def forward_blocks(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Give the blocks of views and their profiles ``(n, views, bins)`` of images ``(n, H, W)``."""
+        if self._planned is None:
+            blocks = self._transform.forward_blocks(x)
+        else:
+            values = self._planned._matvec(torch.complex(x, torch.zeros_like(x)))
+            blocks = iter([(self.view_blocks[0], values.unflatten(-1, self._factor.shape))])
+        for views, values in blocks:
+            values *= self._factor[views].to(values.dtype)
+            yield views, self._to_bins(values)
+
+    def adjoint_blocks(self, profiles: Callable[[slice], Tensor], count: int, like: Tensor) -> Tensor:
+        """Return images ``(count, H, W)`` from a function that gives the profiles of a block of views."""
+        return self._adjoint(profiles, count, like, self._factor)
+
+    def _adjoint(self, profiles: Callable[[slice], Tensor], count: int, like: Tensor, factor: Tensor) -> Tensor:
+        def spectrum(views: slice) -> Tensor:
+            values = self._from_bins(profiles(views))
+            return values.mul_(factor[views].to(values.dtype).conj())
+
+        if self._planned is not None:
+            return self._planned._rmatvec(spectrum(self.view_blocks[0]).flatten(-2)).real.contiguous()
+        blocks = ((views, spectrum(views)) for views in self.view_blocks)
+        return self._transform.adjoint_blocks(blocks, count, like)
 
     def _to_bins(self, spectrum: Tensor) -> Tensor:
         length = self._stride * self._upsampling * self._period
-        fine = torch.fft.irfft(spectrum, n=length, norm="forward") / self._period
-        return fine[..., : self._stride * self.range_shape[-1] : self._stride].contiguous()
+        fine = torch.fft.irfft(spectrum, n=length, norm="forward")
+        return fine[..., : self._stride * self.range_shape[-1] : self._stride] / self._period
 
     def _from_bins(self, y: Tensor) -> Tensor:
         """Apply the transpose of `_to_bins`: frequencies between zero and Nyquist stand for their negatives too."""
@@ -121,14 +168,6 @@ class FourierSlice(LinearOperator):
             fine[..., 0] = y
             y = fine.flatten(-2)
         length = self._stride * self._upsampling * self._period
-        spectrum = torch.fft.rfft(y, n=length)[..., : self._factor.shape[-1]]
+        spectrum = torch.fft.rfft(y, n=length)[..., : self._factor.shape[-1]].contiguous()
         spectrum[..., 1 : (length + 1) // 2] *= 2
-        return spectrum / self._period
-
-    def backproject(self, y: Tensor) -> Tensor:
-        r"""Return :math:`\sum_b q_b(x \cos b + y \sin b)` at the pixels, q band-limited through the samples y."""
-        spectrum = self._from_bins(y)
-        key = ("centring", spectrum.dtype, spectrum.device)
-        spectrum = spectrum * self._cached(key, lambda: self._centring().conj().to(spectrum.dtype))
-        return self._nufft._rmatvec(spectrum.flatten(-2)).real.contiguous()
-
+        return spectrum.div_(self._period)

@@ -11,7 +11,7 @@ from torch import Tensor
 from treg_med.operators.base import LinearOperator
 from treg_med.operators.ct_rays import Rays
 
-__all__ = ["JosephProjector", "RayGroup"]
+__all__ = ["JosephProjector", "RayGroup", "look_up", "pairs"]
 
 # Positions of rays of the other group: no pixel is near.
 _NOWHERE = -1e6
@@ -22,7 +22,8 @@ class RayGroup:
     """Rays that are followed along one axis of the image, row by row (or column by column).
 
     A ray meets line l of the image, of `width` pixels, at the pixel position ``first + l slope``, and a pixel there
-    counts `gain`, the length of the ray between two lines in mm. Rays ``(views, n_bins)``.
+    counts `gain`, the length of the ray between two lines in mm. Rays ``(views, n_bins)``. A ray reaches pixels up to
+    `half_widths` ``(views,)`` bins away from their own.
     """
 
     transposed: bool
@@ -32,18 +33,17 @@ class RayGroup:
     slope: Tensor
     gain: Tensor
     views: Tensor
-    half_width: float
-
-    @property
-    def taps(self) -> int:
-        """Bins that may reach a pixel of a view."""
-        return int(2 * self.half_width) + 2
+    half_widths: Tensor
 
     def position(self, view: int, bins: Tensor | slice, lines: Tensor) -> Tensor:
         """Return where the rays of a view meet lines, ``(bins, lines)``, in pixels."""
         return torch.addcmul(
             self.first[view][bins][..., None], self.slope[view][bins][..., None], lines.to(self.first.dtype)
         )
+
+    def taps(self, view: int) -> int:
+        """Bins that may reach a pixel of a view."""
+        return int(2 * float(self.half_widths[view])) + 1
 
 
 class JosephProjector(LinearOperator):
@@ -54,8 +54,9 @@ class JosephProjector(LinearOperator):
         \qquad c_r = \max(|\cos\theta_r|, |\sin\theta_r|)
 
     with pixel size p: a ray is followed row by row or column by column, whichever it crosses more steeply. The
-    transpose visits, for every pixel and view, the few bins whose weight is not zero; both directions compute a weight
-    by the same operations, so it is the same number, and neither scatters, so results are reproducible on any device.
+    transpose visits, for every pixel and view, the few bins whose weight is not zero; both directions find the position
+    of a ray by the same operations, so weights agree to rounding, and neither scatters, so results are reproducible on
+    any device.
 
     Joseph, IEEE Trans. Med. Imaging 1 (1982) 192.
     """
@@ -70,19 +71,17 @@ class JosephProjector(LinearOperator):
         flat = x.reshape(-1, *self.domain_shape)
         y = flat.new_zeros(len(flat), *self.range_shape)
         for group in self.groups(x):
-            image = flat.mT if group.transposed else flat
-            # One pixel of background on the left, two on the right: positions are clamped to them.
-            padded = torch.nn.functional.pad(image, (1, 2)).reshape(len(flat), -1)
+            tables = [pairs(image.mT if group.transposed else image) for image in flat]
             along = torch.arange(group.lines, device=x.device)
-            start = along * (group.width + 3) + 1
+            start = (along * (group.width + 3) + 1).int()
             for view in group.views.tolist():
                 position = group.position(view, slice(None), along).clamp_(-1, group.width)
                 left = position.floor()
-                share = position - left
-                index = left.long() + start
-                below = padded[:, index]
-                value = torch.lerp(below, padded[:, index + 1], share)
-                y[:, view] += group.gain[view] * value.sum(-1)
+                position -= left
+                index = (left.int() + start).flatten()
+                for item, table in enumerate(tables):
+                    value, step = look_up(table, index, position)
+                    y[item, view] += group.gain[view] * torch.addcmul(value, step, position).sum(-1)
         return y.reshape(*x.shape[:-2], *self.range_shape)
 
     def _rmatvec(self, y: Tensor) -> Tensor:
@@ -93,26 +92,32 @@ class JosephProjector(LinearOperator):
             pixel = torch.arange(group.width, device=y.device, dtype=y.dtype)
             line = torch.arange(group.lines, device=y.device, dtype=y.dtype)[:, None]
             for view in group.views.tolist():
-                nearest = self.first_bins(group, view, y.device)
-                weighted = flat[:, view] * group.gain[view]
-                first, slope = group.first[view], group.slope[view]
-                for tap in range(group.taps):
-                    bins = (nearest + tap).clamp(0, self.range_shape[1] - 1)
-                    inside = (nearest + tap == bins).to(y.dtype)
-                    position = torch.addcmul(first[bins], slope[bins], line)
-                    weight = (1 - (position - pixel).abs()).clamp_(min=0) * inside
-                    part += weighted[:, bins] * weight
+                taps = group.taps(view)
+                index = self.first_bins(group, view, y).flatten()
+                # Bins beyond the detector weigh nothing.
+                values, first, slope = (
+                    torch.nn.functional.pad(table, (taps, taps))
+                    for table in (flat[:, view] * group.gain[view], group.first[view], group.slope[view])
+                )
+                for _ in range(taps):
+                    position = first.index_select(0, index).view(group.lines, group.width)
+                    position.addcmul_(slope.index_select(0, index).view_as(position), line)
+                    weight = position.sub_(pixel).abs_().neg_().add_(1).clamp_(min=0)
+                    for item, value in enumerate(values):
+                        part[item].addcmul_(value.index_select(0, index).view_as(weight), weight)
+                    index += 1
             image += part.mT if group.transposed else part
         return image.reshape(*y.shape[:-2], *self.domain_shape)
 
-    def first_bins(self, group: RayGroup, view: int, device: torch.device) -> Tensor:
-        """Return the first bin that may reach each pixel of a view, ``(lines, width)``."""
+    def first_bins(self, group: RayGroup, view: int, like: Tensor) -> Tensor:
+        """Return the first bin that may reach each pixel of a view, ``(lines, width)``, plus the taps of the view."""
         height, width = self.domain_shape
-        x = (torch.arange(width, device=device, dtype=torch.float64) - (width - 1) / 2) * self.pixel_size
-        y = ((height - 1) / 2 - torch.arange(height, device=device, dtype=torch.float64)) * self.pixel_size
-        centre = self.rays.bin_at(self.rays.angles[view].to(device), x, y[:, None])
-        first = torch.ceil(centre - group.half_width).long()
-        return first.mT.contiguous() if group.transposed else first
+        x = (torch.arange(width, device=like.device, dtype=like.dtype) - (width - 1) / 2) * self.pixel_size
+        y = ((height - 1) / 2 - torch.arange(height, device=like.device, dtype=like.dtype)) * self.pixel_size
+        x, y = (x[:, None], y) if group.transposed else (x, y[:, None])
+        centre = self.rays.bin_at(self.rays.angles[view].to(like), x, y)
+        taps, last = group.taps(view), self.range_shape[1]
+        return centre.sub_(group.half_widths[view].to(like)).ceil_().add_(taps).clamp_(0, last + taps).int()
 
     def groups(self, like: Tensor) -> list[RayGroup]:
         """Return the rays that are followed row by row, and those column by column, in the precision of a tensor."""
@@ -141,16 +146,34 @@ class JosephProjector(LinearOperator):
                 torch.where(mine, slope, 0).to(like.dtype),
                 torch.where(mine, gain, 0).to(like.dtype),
                 mine.any(1).nonzero()[:, 0],
-                _half_width(first, slope, mine, lines),
+                _half_widths(first, slope, mine, lines, across),
             )
 
 
-def _half_width(first: Tensor, slope: Tensor, mine: Tensor, lines: int) -> float:
-    """Return how many bins away from its own a pixel may be seen, at most."""
-    both = mine[:, 1:] & mine[:, :-1]
-    if not bool(both.any()):
-        return 2.0
-    # Positions are straight in the line number, so their distances are least at the first or the last line.
-    ends = torch.stack([first, first + (lines - 1) * slope])
-    steps = ends.diff(dim=-1).abs()[:, both]
-    return 1 / float(steps.min()) + 1e-3
+def _half_widths(first: Tensor, slope: Tensor, mine: Tensor, lines: int, width: int) -> Tensor:
+    """Return how many bins away from its own a pixel of each view may be seen, at most, ``(views,)``."""
+    line = torch.arange(lines, dtype=first.dtype, device=first.device)
+    widths = torch.full((len(first),), 2.0, dtype=torch.float64)
+    for view in mine.any(1).nonzero()[:, 0].tolist():
+        position = torch.addcmul(first[view, :, None], slope[view, :, None], line)
+        inside = (position > -1) & (position < width) & mine[view, :, None]
+        # Steps between rays of which one meets a pixel of the line: elsewhere a fan may be much denser.
+        both = (inside[1:] | inside[:-1]) & (mine[view, 1:] & mine[view, :-1])[:, None]
+        if bool(both.any()):
+            # Room for rounding of bins and positions in single precision.
+            widths[view] = 1 / float(position.diff(dim=0).abs()[both].min()) + 2e-3
+    return widths
+
+
+def pairs(rows: Tensor) -> Tensor:
+    """Return a table of values and steps to the next, of rows padded by one zero on the left and two on the right."""
+    padded = torch.nn.functional.pad(rows, (1, 2)).reshape(-1)
+    steps = torch.nn.functional.pad(padded.diff(), (0, 1))
+    # As complex numbers one look-up fetches both.
+    return torch.view_as_complex(torch.stack([padded, steps], -1))
+
+
+def look_up(table: Tensor, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values and steps of `pairs` at indices, in the shape of a tensor."""
+    both = torch.view_as_real(table.index_select(0, index)).view(*like.shape, 2)
+    return both[..., 0], both[..., 1]

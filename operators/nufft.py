@@ -16,9 +16,12 @@ from treg_med.operators.contract import checked_image_shape
 
 __all__ = [
     "NonuniformFFT",
+    "inverse_kernel_transform",
     "kaiser_bessel",
     "kaiser_bessel_transform",
+    "kernel_at",
     "kernel_parameter",
+    "origin_blocks",
     "smooth_length",
     "sparse_rows",
 ]
@@ -93,15 +96,18 @@ class NonuniformFFT(LinearOperator):
             _finufft()
         self._grid = tuple(smooth_length(max(math.ceil(oversampling * n), 2 * width)) for n in shape)
         self.register_buffer("_points", k.clone())
-        inverse = [_inverse_kernel_transform(n, g, width) for n, g in zip(shape, self._grid, strict=True)]
+        inverse = [inverse_kernel_transform(n, g, width) for n, g in zip(shape, self._grid, strict=True)]
         self.register_buffer("_deapodisation", (inverse[0][:, None] * inverse[1]).float())
 
     def _matvec(self, x: Tensor) -> Tensor:
         batch = x.shape[:-2]
         if self.tolerance is not None:
             return self._planned(x.reshape(-1, *self.domain_shape), 2).reshape(*batch, -1)
-        grid = self._spread(x.reshape(-1, *self.domain_shape) * self._deapodisation.to(x.real.dtype))
-        spectrum = torch.view_as_real(torch.fft.fft2(grid)).flatten(1, 2)  # (n, K, 2)
+        scaled = x.reshape(-1, *self.domain_shape) * self._deapodisation.to(x.real.dtype)
+        grid = scaled.new_zeros(len(scaled), *self._grid)
+        for image, place in origin_blocks(self.domain_shape, self._grid):
+            grid[(slice(None), *place)] = scaled[(slice(None), *image)]
+        spectrum = torch.view_as_real(torch.fft.fft2(grid, out=grid)).flatten(1, 2)  # (n, K, 2)
         columns = spectrum.transpose(0, 1).reshape(spectrum.shape[1], -1)
         values = self._matrices(columns)[0] @ columns
         values = values.reshape(len(values), -1, 2).transpose(0, 1).contiguous()
@@ -113,9 +119,12 @@ class NonuniformFFT(LinearOperator):
             return self._planned(y.reshape(-1, y.shape[-1]), 1).reshape(*batch, *self.domain_shape)
         flat = torch.view_as_real(y.resolve_conj().reshape(-1, y.shape[-1])).transpose(0, 1)
         columns = self._matrices(flat)[1] @ flat.reshape(len(flat), -1)
-        grid = columns.reshape(*self._grid, -1, 2).permute(2, 0, 1, 3).contiguous()
-        image = self._collect(torch.fft.ifft2(torch.view_as_complex(grid), norm="forward"))
-        return (image * self._deapodisation.to(image.real.dtype)).reshape(*batch, *self.domain_shape)
+        grid = torch.view_as_complex(columns.reshape(*self._grid, -1, 2).permute(2, 0, 1, 3).contiguous())
+        torch.fft.ifft2(grid, norm="forward", out=grid)
+        x = grid.new_empty(len(grid), *self.domain_shape)
+        for image, place in origin_blocks(self.domain_shape, self._grid):
+            x[(slice(None), *image)] = grid[(slice(None), *place)]
+        return x.mul_(self._deapodisation.to(x.real.dtype)).reshape(*batch, *self.domain_shape)
 
     def _planned(self, values: Tensor, kind: int) -> Tensor:
         """Transform every item with finufft: kind 2 from the image to the points, kind 1 back."""
@@ -139,26 +148,6 @@ class NonuniformFFT(LinearOperator):
         items = [made.execute(item.resolve_conj().contiguous().numpy()) for item in values]
         return torch.stack([torch.from_numpy(item) for item in items])
 
-    def _quadrants(self) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-        """Pairs of image and grid blocks: the origin of the image, its middle, sits at the corner of the grid."""
-        axes = []
-        for n, g in zip(self.domain_shape, self._grid, strict=True):
-            half = n // 2
-            axes.append(((slice(half, n), slice(0, n - half)), (slice(0, half), slice(g - half, g))))
-        return [((a[0], b[0]), (a[1], b[1])) for a in axes[0] for b in axes[1]]
-
-    def _spread(self, x: Tensor) -> Tensor:
-        grid = x.new_zeros(len(x), *self._grid)
-        for image, place in self._quadrants():
-            grid[(slice(None), *place)] = x[(slice(None), *image)]
-        return grid
-
-    def _collect(self, grid: Tensor) -> Tensor:
-        x = grid.new_empty(len(grid), *self.domain_shape)
-        for image, place in self._quadrants():
-            x[(slice(None), *image)] = grid[(slice(None), *place)]
-        return x
-
     def _matrices(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return the interpolation matrix and its transpose as sparse rows, in the precision of a tensor."""
         key = ("interpolation", like.dtype, like.device)
@@ -167,30 +156,50 @@ class NonuniformFFT(LinearOperator):
 
     def _build(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         k, (rows, columns) = self._points.to(device), self._grid
-        i, wi = _kernel_at(k[:, 0], rows, self.width, self.domain_shape[0])
-        j, wj = _kernel_at(k[:, 1], columns, self.width, self.domain_shape[1])
-        index = (i[:, :, None] * columns + j[:, None, :]).flatten(1)
+        i, wi = kernel_at(k[:, 0], rows, self.width, self.domain_shape[0])
+        j, wj = kernel_at(k[:, 1], columns, self.width, self.domain_shape[1])
+        index = ((i % rows)[:, :, None] * columns + (j % columns)[:, None, :]).flatten(1)
         # Rounded once to single precision, so that both precisions apply the same matrix.
         weight = (wi[:, :, None] * wj[:, None, :]).flatten(1).float().to(dtype)
         return sparse_rows(index, weight, rows * columns)
 
 
-def sparse_rows(index: Tensor, weight: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+def origin_blocks(
+    shape: tuple[int, ...], grid: tuple[int, ...]
+) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Pairs of image and grid blocks: the origin of an image, pixel n // 2, belongs to the corner of its grid."""
+    axes = []
+    for n, g in zip(shape, grid, strict=True):
+        half = n // 2
+        axes.append(((slice(half, n), slice(0, n - half)), (slice(0, half), slice(g - half, g))))
+    return [((a[0], b[0]), (a[1], b[1])) for a in axes[0] for b in axes[1]]
+
+
+def sparse_rows(
+    index: Tensor, weight: Tensor, columns: int, *, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return a matrix with the entries `weight` at the columns `index`, both ``(rows, n)``, and its transpose.
 
-    Entries of weight zero are kept; the transposed matrix is sorted by column, stably, so that sums are reproducible.
+    Of the entries only those `kept` are taken. The transposed matrix is sorted by column, stably, so that sums are
+    reproducible.
     """
     rows, per_row = index.shape
-    starts = torch.arange(rows + 1, device=index.device) * per_row
+    row = torch.arange(rows, device=index.device).repeat_interleave(per_row)
     flat, values = index.flatten(), weight.flatten()
+    if kept is not None:
+        chosen = kept.flatten()
+        row, flat, values = row[chosen], flat[chosen], values[chosen]
     order = torch.argsort(flat, stable=True)
-    counts = torch.bincount(flat, minlength=columns)
-    transposed_starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    row_of = torch.div(order, per_row, rounding_mode="floor")
     return (
-        _csr(starts, flat, values, (rows, columns)),
-        _csr(transposed_starts, row_of, values[order], (columns, rows)),
+        _csr(_starts(row, rows), flat, values, (rows, columns)),
+        _csr(_starts(flat, columns), row[order], values[order], (columns, rows)),
     )
+
+
+def _starts(places: Tensor, count: int) -> Tensor:
+    """Return where the entries of each of `count` rows start, once sorted."""
+    counts = torch.bincount(places, minlength=count)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def _csr(starts: Tensor, index: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -240,14 +249,17 @@ def kaiser_bessel_transform(frequency: Tensor, width: int, beta: float) -> Tenso
     return width * torch.sinh(root) / (root * torch.special.i0(frequency.new_tensor(beta)))
 
 
-def _kernel_at(k: Tensor, grid: int, width: int, n: int) -> tuple[Tensor, Tensor]:
-    """Return the grid indices ``(M, width)`` under the kernel about each frequency, and its values there."""
+def kernel_at(k: Tensor, grid: int, width: int, n: int) -> tuple[Tensor, Tensor]:
+    """Return the grid points ``(M, width)`` under the kernel about each frequency, and its values there.
+
+    Points beyond the grid of an axis of n pixels are not wrapped.
+    """
     position = (k * grid)[:, None]
     points = torch.ceil(position - width / 2) + torch.arange(width, device=k.device)
-    return points.long() % grid, kaiser_bessel(position - points, width, kernel_parameter(grid / n, width))
+    return points.long(), kaiser_bessel(position - points, width, kernel_parameter(grid / n, width))
 
 
-def _inverse_kernel_transform(n: int, grid: int, width: int) -> Tensor:
+def inverse_kernel_transform(n: int, grid: int, width: int) -> Tensor:
     """Return one over the Fourier transform of the kernel at the pixels of one axis, float64 ``(n,)``."""
     place = (torch.arange(n, dtype=torch.float64) - n // 2) / grid
     return 1 / kaiser_bessel_transform(place, width, kernel_parameter(grid / n, width))

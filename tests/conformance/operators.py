@@ -157,7 +157,9 @@ OPERATOR_CASES: list[OperatorCase] = [
     ),
     OperatorCase("parallel-fourier", _parallel, lambda: _parallel((64, 80), 30, 91)),
     OperatorCase("parallel-replica", lambda: _parallel(replicas=1)),
-    OperatorCase("parallel-joseph", lambda: _parallel(mode="joseph"), lambda: _parallel((64, 80), 30, 91, mode="joseph")),
+    OperatorCase(
+        "parallel-joseph", lambda: _parallel(mode="joseph"), lambda: _parallel((64, 80), 30, 91, mode="joseph")
+    ),
     OperatorCase("fan-fourier-flat", _fan, lambda: _fan((64, 80), 30, 91)),
     OperatorCase("fan-fourier-curved-arc", lambda: _fan(detector="curved").subset(slice(2, 4))),
     OperatorCase("fan-joseph", lambda: _fan(mode="joseph"), lambda: _fan((64, 80), 30, 91, mode="joseph")),

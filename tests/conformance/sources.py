@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.ct_files import write_exchange, write_hounsfield, write_htc, write_lodopab, write_sinogram
 from treg_med.data import open_scan, simulate_scan, validate_source
 from treg_med.data.phantoms import phantom_volume, write_fastmri, write_nifti, write_raw_kspace
+from treg_med.data.simulate_ct import simulate_ct_scan
 from treg_med.data.source import ScanReader
 
 
@@ -50,6 +52,21 @@ def _simulated(folder: Path, **settings: object) -> ScanReader:
     return open_scan(simulate_scan(folder / "volume.nii", folder / "scan.h5", **settings))
 
 
+def _hounsfield(folder: Path, **options: object) -> ScanReader:
+    write_hounsfield(folder / "chest.nii.gz")
+    return open_scan(folder / "chest.nii.gz", **options)
+
+
+def _simulated_ct(folder: Path, **settings: object) -> ScanReader:
+    write_hounsfield(folder / "chest.nii.gz")
+    return open_scan(simulate_ct_scan(folder / "chest.nii.gz", folder / "scan.h5", **settings))
+
+
+def _lodopab(folder: Path, **options: object) -> ScanReader:
+    observation, truth = write_lodopab(folder)
+    return open_scan(observation, truth=truth, **options)
+
+
 SOURCE_CASES: list[SourceCase] = [
     SourceCase("raw-single-full", lambda d: _raw(d, noise=0.01)),
     SourceCase("raw-single-columns", lambda d: _raw(d, acceleration=3.0, noise=0.01)),
@@ -68,6 +85,14 @@ SOURCE_CASES: list[SourceCase] = [
     ),
     SourceCase("nifti-sagittal", lambda d: _nifti(d, slice_axis=0, mask="gaussian-1d", noise=0.0)),
     SourceCase("simulated", lambda d: _simulated(d, coils=2, acceleration=3.0, slices=slice(1, 4))),
+    SourceCase("ct-counts", lambda d: open_scan(write_sinogram(d / "a.h5"))),
+    SourceCase("ct-line-integrals", lambda d: open_scan(write_sinogram(d / "a.h5", kind="sinogram"), views=30)),
+    SourceCase("ct-exchange", lambda d: open_scan(write_exchange(d / "a.h5"))),
+    SourceCase("ct-htc2022", lambda d: open_scan(write_htc(d / "a.h5"), arc=90.0, start=300.0)),
+    SourceCase("ct-lodopab", lambda d: _lodopab(d, views=40)),
+    SourceCase("ct-volume", lambda d: _hounsfield(d, views=20)),
+    SourceCase("ct-volume-fan", lambda d: _hounsfield(d, views=30, beam="fan", photons=None)),
+    SourceCase("ct-simulated", lambda d: _simulated_ct(d, views=24, electronic_std=3.0)),
     SourceCase("simulated-noise-free", lambda d: _simulated(d, acceleration=1.0, noise=0.0, phase="none")),
 ]
 

@@ -76,5 +76,7 @@ def test_figures_take_a_window_in_hounsfield_units(tmp_path: Path) -> None:
     assert shown == pytest.approx((0.0192 * 0.8, 0.0192 * 1.3))
     default = compare_reconstructions([rec, rec]).axes[0].images[0].get_clim()
     assert default == pytest.approx((0.0, 0.0384))
+    assert rec.compare([rec], window=(-200.0, 300.0)).axes[0].images[0].get_clim() == pytest.approx(shown)
+    assert rec.show(window=(-200.0, 300.0)).axes[0].images[0].get_clim() == pytest.approx(shown)
     with pytest.raises(ConfigError, match="black < white"):
         show_reconstruction(rec, window=(100.0, 0.0))

@@ -109,7 +109,9 @@ def reconstruct(
         str | None,
         typer.Option(help="Method; 'treg-med info' lists them. Default: treg, and pwls-tv for what is no body."),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Named settings of the method.")] = "default",
+    preset: Annotated[
+        str | None, typer.Option(help="Named settings of the method. Default: ct for CT where it has them.")
+    ] = None,
     prior: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of a prior; default: the embedded one.")
     ] = None,
@@ -180,7 +182,7 @@ def simulate(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Make an incomplete scan of a volume: k-space of a magnitude, projections of CT; the target is stored beside it."""
+    """Make an incomplete scan of a volume: k-space of a magnitude, projections of CT; the target is stored too."""
     from treg_med.cli.simulate import run
 
     common = {"seed": seed, "volume": volume, "overwrite": overwrite}

@@ -31,6 +31,9 @@ def run(file: Path, volume: int | None, reader: Sequence[str], *, as_json: bool)
     facts: dict[str, Any] = header.as_dict()
     facts["acceleration"] = getattr(measurement.operator, "acceleration", header.acceleration)
     facts["noise_std"] = measurement.noise_std
+    if header.views is not None:
+        facts["missing"] = measurement.provenance.get("missing")
+        facts["mu_water_per_mm"] = measurement.mu_water
     facts["next"] = _next_command(file, header)
     broken = torchvision_warning()
     facts["warnings"] = [*dict.fromkeys([*measurement.warnings, *([broken] if broken else [])])]

@@ -31,7 +31,7 @@ class Job:
     out: Path
     text: str | None
     solver: str | None
-    preset: str
+    preset: str | None
     prior: Path | None
     adapters: tuple[Path, ...]
     settings: tuple[str, ...]
@@ -50,22 +50,25 @@ def run(job: Job, *, as_json: bool) -> None:
     """Reconstruct, write and report."""
     from treg_med.data import open_scan
     from treg_med.data.prompts import check_text
-    from treg_med.solvers import get_solver
+    from treg_med.solvers import available_presets, get_solver
     from treg_med.volume import Method, output_stem, reconstruct_volume, with_controls
 
     if job.samples < 1:
         raise ConfigError(f"expected --samples of at least 1, got {job.samples}")
     check_text(job.text)  # a text that cannot be used fails here, before any work: its warnings come with the result
     if job.solver is not None:
-        get_solver(job.solver, job.preset, **parse_settings(job.solver, job.settings, job.steps, job.preset))
+        first = job.preset or "default"
+        get_solver(job.solver, first, **parse_settings(job.solver, job.settings, job.steps, first))
     with open_scan(job.input, **reader_options(job.volume, parse_pairs("--reader", job.reader))) as scan:
         indices = parse_slices(job.slices, len(scan))
         text = _text(job.text, scan.header.text)
         solver = _solver(job.solver, medical=scan.header.medical)
-        settings = parse_settings(solver, job.settings, job.steps, job.preset)
-        get_solver(solver, job.preset, **settings)
-        method = Method(solver, solver, job.preset, settings, text, job.samples)
-        start = "tv" if scan.header.views is None else "pwls-tv"
+        tomography = scan.header.views is not None
+        preset = job.preset or ("ct" if tomography and "ct" in available_presets(solver) else "default")
+        settings = parse_settings(solver, job.settings, job.steps, preset)
+        get_solver(solver, preset, **settings)
+        method = Method(solver, solver, preset, settings, text, job.samples)
+        start = "pwls-tv" if tomography else "tv"
         methods = with_controls(method, start) if job.controls else (method,)
         needed = any(m.needs_prior for m in methods)
         prior, notes = load_prior(job.prior, job.adapters) if needed else (None, [])

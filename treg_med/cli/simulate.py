@@ -8,7 +8,7 @@ from typing import Any
 
 from treg_med.cli.console import print_json, print_warnings, stdout
 from treg_med.cli.options import parse_slices
-from treg_med.errors import ConfigError
+from treg_med.errors import ConfigError, FormatError
 from treg_med.notice import RESEARCH_ONLY
 
 __all__ = ["run"]
@@ -42,11 +42,19 @@ def run(
     ------
     ConfigError
         For an option of the other kind of scan.
+    FormatError
+        If the file holds no images.
     """
     from treg_med.data import is_hounsfield_volume, open_scan, simulate_ct_scan, simulate_scan
+    from treg_med.data.open_scan import FileContent
 
     volume = common.get("volume")
     tomography = is_hounsfield_volume(source, volume)
+    if not tomography and FileContent.of(source).keys is not None:
+        raise FormatError(
+            f"expected images to simulate a scan of (NIfTI, or HDF5 with 'hounsfield' for CT), got {source.name!r}, "
+            "HDF5 without; if it is a measurement, reconstruct it as it is, with fewer views by --reader views=30"
+        )
     own, other = (ct, mr) if tomography else (mr, ct)
     foreign = [f"--{name.replace('_', '-')}" for name, value in other.items() if value is not None]
     if foreign:

@@ -7,8 +7,10 @@ A solver is a frozen dataclass whose fields are its settings. Calling it with a 
 
 A new method subclasses :class:`Solver`, names itself, and implements :meth:`Solver.solve`, which receives a
 :class:`Problem` in *working units* (the data multiplied by the scale that brings the image maximum to about
-one) and returns the image in those units. Checking the input, the units, the noise level, the residual,
-time, memory and history are done here, once, so that every row of a table is measured in the same way.
+one) and returns the image in those units. The problem is whitened by the statistical weights of the data, and an
+operator in physical units is brought to unit norm, so that every solver sees ``A^H W A`` of norm one. Checking the
+input, the units, the noise level, the residual, time, memory and history are done here, once, so that every row of a
+table is measured in the same way.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -32,10 +35,14 @@ from treg_med.operators import (
     LinearOperator,
     NonlinearOperator,
     Operator,
+    Scaled,
+    conjugate_gradient,
     estimate_noise_std,
     estimate_real_noise_std,
 )
+from treg_med.operators.weighted import Weighted
 from treg_med.settings import check_settings, setting
+from treg_med.solvers.sinogram_noise import estimate_sinogram_noise_std
 
 __all__ = [
     "Callback",
@@ -54,6 +61,8 @@ _PLAUSIBLE_MAXIMUM = (0.1, 10.0)
 # Below this fraction of the root-mean-square sample a noise level is that of float32 rounding, not of a
 # scanner.
 _NOISE_FLOOR = 1e-4
+# Enough for the level of an image, not for its detail.
+_QUICK_ITERATIONS = 3
 
 
 @dataclass(frozen=True)
@@ -93,17 +102,19 @@ class Problem:
     Attributes
     ----------
     y
-        Data ``(*batch, *operator.range_shape)``, multiplied by ``scale``.
+        Data ``(*batch, *operator.range_shape)``, whitened and in working units.
     operator
-        The forward model.
+        The forward model that goes with them; of norm one where the measurement's is in physical units.
     noise_std
         Noise level of ``y``, shape ``(*batch,)`` (0-d for a single image), in working units.
     scale
-        Working units per raw unit, shape ``(*batch,)``.
+        Working units per raw unit of the image, shape ``(*batch,)``.
     prior, text, generator
         As given to the solver.
     geometry
         Of the measurement: which way up the image is.
+    mu_water
+        Attenuation of water in raw units, where the image has a Hounsfield scale.
     history, warnings, notes, nfe
         What the solver recorded: per-step entries, warnings for the user, values it chose, network
         evaluations.
@@ -120,6 +131,7 @@ class Problem:
         generator: torch.Generator | None = None,
         callback: Callback | None = None,
         geometry: Geometry | None = None,
+        mu_water: float | None = None,
     ) -> None:
         self.y = y
         self.operator = operator
@@ -129,6 +141,7 @@ class Problem:
         self.text = text
         self.generator = generator
         self.geometry = geometry
+        self.mu_water = mu_water
         self.history: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         self.notes: dict[str, Any] = {}
@@ -155,6 +168,11 @@ class Problem:
             f"this method solves linear systems, and {type(self.operator).__name__} is not linear; use one that "
             "follows gradients: ldps, resample, or treg with the preset 'paper-gradient'"
         )
+
+    @property
+    def attenuation(self) -> bool:
+        """Whether the image is an attenuation, which has no values below zero."""
+        return isinstance(self.operator, LinearOperator) and self.operator.physical
 
     def residual(self, image: Tensor) -> Tensor:
         """Return the residual of ``image`` in noise units, shape ``(*batch,)``."""
@@ -199,12 +217,15 @@ class Solver(ABC):
         Whether :meth:`solve` uses ``problem.prior``.
     stochastic
         Whether the result depends on the generator, so that averaging samples makes sense.
+    weighted
+        Whether the solver uses the statistical weights of the data; if not, it takes all measured samples as equal.
     """
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
     needs_prior: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
+    weighted: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -264,8 +285,8 @@ class Solver(ABC):
         Returns
         -------
         Reconstruction
-            Image in raw units, residual ``sqrt(sum|A x - y|^2 / (n sigma^2))`` (root mean square over a
-            batch), and what was done.
+            Image in raw units, residual ``sqrt(sum w |A x - y|^2 / (n sigma^2))`` (root mean square over a
+            batch) whether or not the solver uses the weights w, and what was done.
 
         Raises
         ------
@@ -283,13 +304,23 @@ class Solver(ABC):
         if cuda:
             torch.cuda.reset_peak_memory_stats(device)
         start = time.perf_counter()
-        problem = _problem(measurement, operator, prior, text, generator, callback)
-        with torch.no_grad():
+        weights = measurement.weights
+        # Autocast is for networks: rounded physics would be another measurement.
+        exact: AbstractContextManager[Any] = nullcontext()
+        if not self.needs_prior:
+            exact = torch.autocast(device.type, enabled=False)
+        with torch.no_grad(), exact:
+            problem, noise = _problem(measurement, operator, prior, text, generator, callback, self.weighted)
             try:
                 image = self.solve(problem)
             except EarlyStop as stop:
                 image = stop.image
-            residual = problem.residual(image)
+            if self.weighted or weights is None:
+                residual = problem.residual(image)
+            else:
+                forward = measurement.operator if operator is None else operator
+                raw = image / per_image(problem.scale)
+                residual = residual_in_noise_units(forward, raw, measurement.y, noise, weights)
         if not bool(torch.isfinite(torch.view_as_real(image) if image.is_complex() else image).all()):
             raise NumericsError(
                 f"solver {self.name!r}: expected a finite image, got NaN or Inf; "
@@ -320,29 +351,41 @@ def per_image(value: Tensor, ndim: int = 2) -> Tensor:
     return value[(..., *([None] * ndim))]
 
 
-def residual_in_noise_units(operator: Operator, image: Tensor, y: Tensor, noise_std: Tensor | float) -> Tensor:
-    """Return ``sqrt(sum|A x - y|^2 / (n sigma^2))`` per batch item, n the number of measured samples.
+def residual_in_noise_units(
+    operator: Operator, image: Tensor, y: Tensor, noise_std: Tensor | float, weights: Tensor | None = None
+) -> Tensor:
+    """Return ``sqrt(sum w |A x - y|^2 / (n sigma^2))`` per batch item, n the number of measured samples.
 
     Parameters
     ----------
     operator
-        Forward model A; where it has a ``mask`` only its sampled entries are counted.
+        Forward model A; where it has a ``mask`` or weights only its sampled entries are counted.
     image
         ``(*batch, *operator.domain_shape)``.
     y
         ``(*batch, *operator.range_shape)``.
     noise_std
-        sigma in the units of ``y``: ``E|n|^2 = sigma^2`` per sample; a number or ``(*batch,)``.
+        sigma in the units of ``y``: ``E|n|^2 = sigma^2 / w`` per sample; a number or ``(*batch,)``.
+    weights
+        w, ``operator.range_shape``, where the operator is not already whitened by them; default one.
     """
     events = tuple(range(-len(operator.range_shape), 0))
-    energy = (operator(image) - y).abs().square().sum(events)
-    return (energy / measured_samples(operator)).sqrt() / noise_std
+    misfit = (operator(image) - y).abs().square()
+    energy = (misfit if weights is None else misfit * weights).sum(events)
+    return (energy / measured_samples(operator, weights)).sqrt() / noise_std
 
 
-def measured_samples(operator: Operator) -> int:
-    """Return the number of measured samples of one image: sampled k-space entries times coils."""
+def measured_samples(operator: Operator, weights: Tensor | None = None) -> int:
+    """Return the number of measured samples of one image: sampled k-space entries times coils, rays with weight."""
+    while isinstance(operator, Scaled | Weighted):
+        if isinstance(operator, Weighted):
+            weights = operator.weights
+        operator = operator.operator
     mask = getattr(operator, "mask", None)
     total = math.prod(operator.range_shape)
+    if weights is not None:
+        sampled = weights > 0
+        return int(torch.count_nonzero(sampled & (mask != 0) if isinstance(mask, Tensor) else sampled))
     if not isinstance(mask, Tensor):
         return total
     return int(torch.count_nonzero(mask)) * total // mask.numel()
@@ -355,8 +398,9 @@ def _problem(
     text: str | None,
     generator: torch.Generator | None,
     callback: Callback | None,
-) -> Problem:
-    """Check the measurement and bring it to working units."""
+    weighted: bool,
+) -> tuple[Problem, Tensor]:
+    """Check the measurement and bring it to working units; also return the noise level in raw units."""
     operator = measurement.operator if operator is None else operator
     y = measurement.y
     check_data(y, operator)
@@ -364,30 +408,65 @@ def _problem(
     events = len(operator.range_shape)
     batch = y.shape[: y.ndim - events]
     noise = _noise_std(measurement, operator, messages)
+    weights = measurement.weights
+    y, operator, level = _whitened(y, operator, weights, noise, weighted)
     rms = y.abs().square().sum(tuple(range(-events, 0))).div(measured_samples(operator)).sqrt()
     floor = _NOISE_FLOOR * rms
-    if bool((noise < floor).any()):
+    if bool((level < floor).any()):
         messages.append(
             f"noise_std is below {_NOISE_FLOOR:g} of the root-mean-square sample; "
             "that fraction was used instead as the noise unit"
         )
-        noise = torch.maximum(noise, floor)
-    scale = _working_scale(measurement, operator, messages).expand(batch)
+        noise, level = torch.maximum(noise, floor), torch.maximum(level, floor)
+    y, operator, level = _of_unit_norm(y, operator, level)
+    scale = _working_scale(measurement, y, operator, messages).expand(batch)
     problem = Problem(
         y=y * per_image(scale, events),
         operator=operator,
-        noise_std=noise.expand(batch) * scale,
+        noise_std=level.expand(batch) * scale,
         scale=scale,
         prior=prior,
         text=text,
         generator=generator,
         callback=callback,
         geometry=measurement.geometry,
+        mu_water=measurement.mu_water,
     )
     for message in (*measurement.warnings, *messages):
         problem.warn(message)
-    problem.note(noise_std=problem.noise_std / problem.scale, scale=problem.scale)
-    return problem
+    problem.note(noise_std=noise.expand(batch), scale=problem.scale)
+    return problem, noise
+
+
+def _whitened(
+    y: Tensor, operator: Operator, weights: Tensor | None, noise: Tensor, weighted: bool
+) -> tuple[Tensor, Operator, Tensor]:
+    """Return data, operator and noise level as whitened by the weights, or by none but those of missing samples."""
+    if weights is None:
+        return y, operator, noise
+    if not isinstance(operator, LinearOperator):
+        raise ConfigError(
+            f"expected a linear operator for data with statistical weights, got {type(operator).__name__}; "
+            "leave the weights out"
+        )
+    weights = weights.to(y.real.dtype)
+    measured = weights > 0
+    if not weighted:
+        noise = noise * (1 / weights[measured]).mean().sqrt()
+        if bool(measured.all()):
+            return y, operator, noise
+        weights = measured.to(y.real.dtype)
+    return y * weights.sqrt(), Weighted(operator, weights), noise
+
+
+def _of_unit_norm(y: Tensor, operator: Operator, noise: Tensor) -> tuple[Tensor, Operator, Tensor]:
+    """Divide data, operator and noise level by the norm of an operator in physical units."""
+    if not (isinstance(operator, LinearOperator) and operator.physical):
+        return y, operator, noise
+    norm = operator.norm()
+    if norm == 0:
+        raise GeometryError(f"expected rays that meet the image, but {operator!r} gives zeros; check its geometry")
+    return y / norm, Scaled(operator, 1 / norm), noise / norm
 
 
 def check_data(y: Tensor, operator: Operator) -> None:
@@ -426,7 +505,11 @@ def _noise_std(measurement: Measurement, operator: Operator, messages: list[str]
     batch = y.shape[: y.ndim - events]
     mask = getattr(operator, "mask", None)
     # One estimate per item: a result must not depend on its neighbours.
-    estimator = partial(estimate_noise_std, mask=mask) if y.is_complex() else estimate_real_noise_std
+    estimator: Callable[[Tensor], float]
+    if isinstance(operator, LinearOperator) and operator.physical and events == 2:
+        estimator = partial(estimate_sinogram_noise_std, weights=measurement.weights)
+    else:
+        estimator = partial(estimate_noise_std, mask=mask) if y.is_complex() else estimate_real_noise_std
     values = [estimator(item) for item in y.reshape(-1, *operator.range_shape)]
     estimate = torch.tensor(values, device=y.device, dtype=y.abs().dtype).reshape(batch)
     shown = ", ".join(f"{value:.4g}" for value in estimate.flatten().tolist())
@@ -434,9 +517,8 @@ def _noise_std(measurement: Measurement, operator: Operator, messages: list[str]
     return estimate
 
 
-def _working_scale(measurement: Measurement, operator: Operator, messages: list[str]) -> Tensor:
+def _working_scale(measurement: Measurement, y: Tensor, operator: Operator, messages: list[str]) -> Tensor:
     """Return the factor from raw to working units; from the data where the given one is implausible."""
-    y = measurement.y
     scale = float(measurement.scale)
     if not isinstance(operator, LinearOperator):
         if scale != 1 and not (isinstance(operator, NonlinearOperator) and operator.homogeneous):
@@ -445,8 +527,13 @@ def _working_scale(measurement: Measurement, operator: Operator, messages: list[
                 f"{scale:g}; build the operator for images with a maximum of about one"
             )
         return torch.full(y.shape[: y.ndim - len(operator.range_shape)], scale, dtype=y.dtype, device=y.device)
-    with torch.no_grad():
-        start = operator.adjoint(y)
+    start = operator.adjoint(y)
+    source = "zero-filled image"
+    if operator.physical:
+        # A^H A is far from one: its adjoint image says nothing about levels, a few iterations of its inversion do.
+        dims = len(operator.domain_shape)
+        start = conjugate_gradient(operator.gram, start, max_iter=_QUICK_ITERATIONS, rtol=0.0, event_ndim=dims).x
+        source = "image after a few iterations"
     peak = start.abs().flatten(-len(operator.domain_shape)).amax(-1)
     given = torch.full_like(peak, scale)
     low, high = _PLAUSIBLE_MAXIMUM
@@ -454,7 +541,7 @@ def _working_scale(measurement: Measurement, operator: Operator, messages: list[
     if bool(implausible.any()):
         messages.append(
             f"the measurement's scale {scale:g} does not bring the image maximum to about 1; "
-            "it was set from the zero-filled image"
+            f"it was set from the {source}"
         )
     return torch.where(implausible, 1.0 / peak.clamp_min(torch.finfo(peak.dtype).tiny), given)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from treg_med.operators import conjugate_gradient
 from treg_med.solvers.base import Problem, Solver, per_image, setting
-from treg_med.solvers.differences import inner
 from treg_med.solvers.discrepancy import WeightSearch
+from treg_med.solvers.early_stopping import stopped_early
 
 __all__ = ["CGSense"]
 
@@ -44,7 +44,8 @@ class CGSense(Solver):
     def solve(self, problem: Problem) -> Tensor:
         """Return the image ``(*batch, H, W)`` in working units."""
         if self.rule == "early-stopping" and self.weight is None:
-            return self._stop_early(problem)
+            problem.note(weight=0.0)
+            return stopped_early(problem, self.name, self.target, self.max_iterations)
         return self._tikhonov(problem)
 
     def _tikhonov(self, problem: Problem) -> Tensor:
@@ -80,28 +81,4 @@ class CGSense(Solver):
             active = active & ~(search.done | search.stuck)
             if not bool(active.any()):
                 break
-        return image
-
-    def _stop_early(self, problem: Problem) -> Tensor:
-        gram = problem.linear.gram
-        remaining = problem.linear.adjoint(problem.y)
-        image = torch.zeros_like(remaining)
-        direction = remaining
-        energy = inner(remaining, remaining)
-        active = torch.ones_like(problem.noise_std, dtype=torch.bool)
-        for step in range(self.max_iterations):
-            product = gram(direction)
-            length = energy / inner(direction, product).clamp_min(1e-30)
-            length = torch.where(per_image(active), length, 0.0)
-            image = image + length * direction
-            remaining = remaining - length * product
-            following = inner(remaining, remaining)
-            direction = remaining + following / energy.clamp_min(1e-30) * direction
-            energy = following
-            residual = problem.residual(image)
-            problem.log("cg-sense", step + 1, self.max_iterations, image=image, residual=residual)
-            active = active & (residual > self.target)
-            if not bool(active.any()):
-                break
-        problem.note(weight=0.0)
         return image

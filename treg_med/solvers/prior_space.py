@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from treg_med.codec import ImageCodec
+from treg_med.codec import ImageCodec, Shoulder
 from treg_med.errors import NumericsError
 from treg_med.guidance import Guidance, guided_prediction, single_pass
 from treg_med.operators import NonlinearOperator, conjugate_gradient
@@ -27,8 +27,9 @@ class PriorSpace:
 
     With the codec's geometry C (turn upright, pad), its scale s and the phase :math:`\phi` carried beside the
     magnitude, :math:`B(x) - b = 2 s\, (A(e^{i\phi} C^{-1} (x + 1) / (2 s)) - y)`. B has the norm of A, so the constants
-    of publications that measure images in [-1, 1] keep their meaning. The leading dimensions of the problem are
-    flattened into n, and nothing here mixes the items of a batch.
+    of publications that measure images in [-1, 1] keep their meaning. B is affine whatever the networks of the prior
+    see: a shoulder of the codec lies between them and x, in `encode` and `decode`. The leading dimensions of the
+    problem are flattened into n, and nothing here mixes the items of a batch.
 
     Parameters
     ----------
@@ -174,11 +175,11 @@ class PriorSpace:
 
     def encode(self, image: Tensor) -> Tensor:
         """Return latents of images."""
-        return self._check(self.prior.encode(image), "encoder")
+        return self._check(self.prior.encode(self.codec.compress(image)), "encoder")
 
     def decode(self, latent: Tensor) -> Tensor:
         """Return images of latents."""
-        return self._check(self.prior.decode(latent), "decoder")
+        return self._check(self.codec.expand(self.prior.decode(latent)), "decoder")
 
     def image(self, image: Tensor) -> Tensor:
         """Return a prior image as the image ``(*batch, H, W)`` of the problem, in working units."""
@@ -250,11 +251,19 @@ class PriorSpace:
 def codec_for(problem: Problem, prior: Prior, magnitude: Tensor | None = None) -> ImageCodec:
     """Return a codec that shows the prior an upright image of the level it was trained on.
 
-    Without a first image the working units are taken, in which the maximum is about one.
+    Where the attenuation of water is known that is the window from -1000 to 1000 HU, with a soft shoulder for bone and
+    metal: ``encoded = HU / 1000``. Else it is the upper level of a first image, or without one the working units, in
+    which the maximum is about one.
     """
     height, width = problem.operator.domain_shape
-    scale = 1.0 if magnitude is None else 1 / _upper_level(magnitude)
-    codec = ImageCodec((height, width), prior.image_multiple, scale)
+    if problem.mu_water is not None:
+        shoulder = Shoulder()
+        codec = ImageCodec((height, width), prior.image_multiple, 1 / (2 * problem.mu_water * problem.scale))
+        codec = replace(codec, shoulder=shoulder)
+        problem.note(codec={"window_hu": [-1000, 1000], "mu_water": problem.mu_water, **asdict(shoulder)})
+    else:
+        scale = 1.0 if magnitude is None else 1 / _upper_level(magnitude)
+        codec = ImageCodec((height, width), prior.image_multiple, scale)
     geometry = problem.geometry
     if geometry is None:
         return codec

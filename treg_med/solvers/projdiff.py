@@ -53,6 +53,8 @@ class ProjDiff(LatentSolver):
     name: ClassVar[str] = "projdiff"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
+        # The singular values of a projector spread over two decades: each is weighed by its own noise.
+        "ct": {"damping": None, "start_noise": 0.05, "end_noise": 3.0},
         "paper": {"steps": 100, "step_size": 1.0, "damping": 0.0, **PUBLISHED},
     }
 

@@ -1,4 +1,4 @@
-"""Total variation along an estimated phase: the classical bar for complex MR images."""
+"""Total variation: along an estimated phase, the classical bar for complex MR images, and of attenuations >= 0."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from treg_med.errors import ConfigError
 from treg_med.operators import CartesianMRI
 from treg_med.solvers.base import Problem, Solver, per_image, setting
 from treg_med.solvers.discrepancy import WeightSearch
@@ -16,12 +17,35 @@ from treg_med.solvers.phase import refine_rotation, smooth_rotation
 from treg_med.solvers.preconditioner import fourier_diagonal
 from treg_med.solvers.tv_splitting import TVSplitting
 
-__all__ = ["PhasedImage", "TotalVariation"]
+__all__ = ["PWLSTotalVariation", "PhasedImage", "TotalVariation"]
 
-_FIRST_WEIGHT = 0.3  # of sigma; near the result of the search for parallel imaging and for a single coil
 _BLOCK = 5
 _TURN_ITERATIONS = 5
 _INNER_ITERATIONS = 6
+
+
+@dataclass(frozen=True)
+class _Splitting:
+    """How the iteration is split and where the search for the weight begins; changes the way and not the solution.
+
+    `first_weight` is in units of sigma, near the result of the search, and `lowest` the least share of it; the search
+    waits for `settle` iterations.
+    Measured for attenuations on training slices (256 x 256, 60 views, 4e3 and 1e5 photons): 24 iterations come within
+    1 to 2 % of the limit, against 3 to 9 % with the constants for MR.
+    """
+
+    threshold: float
+    inner_iterations: int
+    pin: float
+    first_weight: float
+    lowest: float
+    settle: int
+
+
+_MAGNETIC_RESONANCE = _Splitting(
+    threshold=0.07, inner_iterations=_INNER_ITERATIONS, pin=2.0, first_weight=0.3, lowest=1e-2, settle=0
+)
+_ATTENUATION = _Splitting(threshold=0.04, inner_iterations=8, pin=2.0, first_weight=0.05, lowest=0.1, settle=10)
 
 
 @dataclass(frozen=True)
@@ -59,10 +83,14 @@ class TotalVariation(Solver):
     residual that complex TV reaches, as with a measured phase that is not smooth, the complex TV image is
     returned and the history says so. Every item of a batch is treated by itself.
 
+    An attenuation has one stage and is kept from falling below zero (`nonnegative`). The statistical weights of its
+    data are left aside: `PWLSTotalVariation` uses them.
+
     Rudin, Osher, Fatemi: Physica D 60 (1992) 259. Lustig, Donoho, Pauly: Magn. Reson. Med. 58 (2007) 1182.
     """
 
     name: ClassVar[str] = "tv"
+    weighted: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
         "complex": {"phase": "none"},
@@ -80,6 +108,7 @@ class TotalVariation(Solver):
     excess: float = setting(0.15, minimum=0.0, help="residual above complex TV at which phase-aware TV is dropped")
     max_iterations: int = setting(40, minimum=1, maximum=10000, help="iterations of each stage")
     tolerance: float = setting(2e-3, above=0.0, help="relative change of an iteration at which a stage stops")
+    nonnegative: bool | None = setting(None, help="real images >= 0; None: where they are attenuations")
 
     def solve(self, problem: Problem) -> Tensor:
         """Return the image ``(*batch, H, W)`` in working units."""
@@ -87,6 +116,8 @@ class TotalVariation(Solver):
 
     def solve_phased(self, problem: Problem) -> PhasedImage:
         """Return the image with its magnitude and phase, for methods that start from them."""
+        if self.nonnegative and problem.operator.is_complex:
+            raise ConfigError("expected a real operator with nonnegative=True, got a complex one; leave it at None")
         work = _Workspace(problem)
         plain, first_weight, first = self._complex_stage(problem, work)
         if self.phase == "none" or not plain.is_complex():
@@ -117,34 +148,41 @@ class TotalVariation(Solver):
 
     def _complex_stage(self, problem: Problem, work: _Workspace) -> tuple[Tensor, Tensor, Tensor]:
         """Return the complex TV image, its weight and its residual."""
+        nonnegative = problem.attenuation if self.nonnegative is None else self.nonnegative
+        splitting = _ATTENUATION if problem.attenuation else _MAGNETIC_RESONANCE
         state = TVSplitting(
             work.gram,
             work.backprojected,
             work.diagonal,
-            work.backprojected,
-            inner_iterations=1 if work.exact else _INNER_ITERATIONS,
+            # The adjoint of a projector is no image; from zero the first step is a filtered one.
+            torch.zeros_like(work.backprojected) if problem.attenuation else work.backprojected,
+            threshold=splitting.threshold,
+            inner_iterations=1 if work.exact else splitting.inner_iterations,
+            pin=splitting.pin if nonnegative else None,
         )
-        search = self._search(_FIRST_WEIGHT * work.sigma, work.sigma, 1e-2)
+        search = self._search(splitting.first_weight * work.sigma, work.sigma, splitting.lowest)
         active = torch.ones_like(work.sigma, dtype=torch.bool)
         residual = torch.full_like(work.sigma, torch.inf)
         weight = search.weight
         while bool(active.any()) and state.iterations < self.max_iterations:
             weight = search.weight
             change = state.run(min(_BLOCK, self.max_iterations - state.iterations), weight, active)
-            residual = torch.where(active, work.residual(state.image), residual)
+            residual = torch.where(active, work.residual(state.feasible_image), residual)
             problem.log(
-                "complex tv",
+                "complex tv" if state.image.is_complex() else "tv",
                 state.iterations,
                 self.max_iterations,
-                image=work.batched(state.image),
+                image=work.batched(state.feasible_image),
                 residual=work.batched(residual),
                 weight=work.batched(weight),
                 change=work.batched(change),
             )
+            if state.iterations < splitting.settle:
+                continue
             search.update(residual, active)
             active = active & ~((search.done | search.stuck) & (change < self.tolerance))
         self._warn_unreached(problem, search, residual)
-        return state.image, weight, residual
+        return state.feasible_image, weight, residual
 
     def _phase_stage(
         self, problem: Problem, work: _Workspace, plain: Tensor, first_weight: Tensor, first: Tensor
@@ -210,6 +248,23 @@ class TotalVariation(Solver):
                 f"no weight brings the residual to {self.target:g} noise units (it stays at "
                 f"{float(residual.max()):.2f}); the noise level of the measurement may be wrong"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PWLSTotalVariation(TotalVariation):
+    r"""Penalised weighted least squares with total variation: `TotalVariation` under the statistical weights.
+
+    .. math:: \arg\min_{x \ge 0} \tfrac12 (A x - y)^T W (A x - y) + w\, \mathrm{TV}(x)
+
+    A ray through the pelvis counts a hundredth of the photons of one through the skin, and W says so. Complex images
+    are treated as by `TotalVariation`, along their phase.
+
+    Thibault, Sauer, Bouman, Hsieh: A three-dimensional statistical approach to improved image quality for multislice
+    helical CT, Med. Phys. 34 (2007) 4526.
+    """
+
+    name: ClassVar[str] = "pwls-tv"
+    weighted: ClassVar[bool] = True
 
 
 def _limit(values: list[Tensor]) -> Tensor:

@@ -55,6 +55,10 @@ class TReg(Solver):
     stochastic: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
+        # The start by weighted total variation is nearer the truth than that of MR, and detail that projections hardly
+        # see is noisier than their noise. Measured: 57.2 HU against 58.1 HU with the default (four slices of other
+        # patients than those of the prior, 60 views, 4e3 photons; weighted total variation 66.4 HU).
+        "ct": {"start_noise": 0.05, "end_noise": 3.0},
         # What the words draw where the data leave room; a sample, not an estimate.
         "generative": {
             "start_noise": 0.3,
@@ -104,16 +108,16 @@ class TReg(Solver):
         current = denoised = codec.encode(magnitude)
         levels = self._levels(space)
         if self.start == "noise":
-            current = prior.decode(torch.zeros_like(prior.encode(current)))
+            current = space.decode(torch.zeros_like(space.encode(current)))
         own = torch.zeros_like(levels[0].std)
         estimate: Prediction | None = None
         for step, level in enumerate(levels):
             if self.use_prior:
-                known = prior.encode(current)
+                known = space.encode(current)
                 latent = self._noised(problem, prior, known, estimate, level, own)
                 estimate = space.predict(latent, level.step, self.guidance_scale)
-                seen = prior.decode(estimate.clean.unflatten(0, (-1, len(known))).mean(0))
-                denoised = seen + _soft_threshold(current - prior.decode(known), own)
+                seen = space.decode(estimate.clean.unflatten(0, (-1, len(known))).mean(0))
+                denoised = seen + _soft_threshold(current - space.decode(known), own)
             if step == len(levels) - 1:
                 magnitude = codec.decode(denoised, problem.batch_shape)
                 break

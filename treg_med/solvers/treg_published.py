@@ -78,7 +78,7 @@ class PublishedTReg(LatentSolver):
                 image = space.data_step(space.decode(estimate.clean), self.weight, max_iter=self.iterations)
                 space.log(self.name, step, image)
                 if negation is not None:
-                    null = negation(image, null)
+                    null = negation(space.codec.compress(image), null)
                 b = step.next_alpha
                 clean = b * space.encode(image) + (1 - b) * estimate.clean
                 noise = space.noise_like(latent)

@@ -40,6 +40,15 @@ class TVSplitting:
     :math:`\operatorname{Re} e^{-i\phi} G e^{i\phi}`. The ratio w / rho is fixed, so that the state stays
     valid when the weight is changed between iterations.
 
+    With `pin` the image is constrained to :math:`x \ge 0` by a second splitting :math:`v = x` with penalty
+    :math:`\kappa\rho`:
+
+    .. math::
+        (G + \rho \nabla^T \nabla + \kappa\rho)\, x = b + \rho \nabla^T (z - u) + \kappa\rho (v - t), \qquad
+        v = \max(x + t, 0), \qquad t \leftarrow t + x - v
+
+    Two splittings with one multiplier each are one ADMM in (z, v), and as convergent.
+
     Goldstein and Osher: The split Bregman method for L1-regularized problems, SIAM J. Imaging Sci. 2 (2009)
     323.
 
@@ -59,6 +68,8 @@ class TVSplitting:
         w / rho, in working units of the gradient.
     inner_iterations
         Conjugate-gradient iterations of each x step.
+    pin
+        kappa; None leaves the sign of the image free.
     """
 
     def __init__(
@@ -71,6 +82,7 @@ class TVSplitting:
         *,
         threshold: float = 0.07,
         inner_iterations: int = 3,
+        pin: float | None = None,
     ) -> None:
         self.threshold = threshold
         self.inner_iterations = inner_iterations
@@ -85,6 +97,9 @@ class TVSplitting:
         self._gradient = gradient(image)
         self._dual = torch.zeros_like(self._gradient)
         self._split = shrink(self._gradient, threshold)
+        self.pin = pin
+        self._bounded = image.clamp_min(0) if pin is not None else image
+        self._excess = torch.zeros_like(self._bounded)
         self.set_rotation(rotation)
 
     def set_rotation(self, rotation: Tensor | None) -> None:
@@ -99,19 +114,27 @@ class TVSplitting:
         """The image with its phase."""
         return self.image if self.rotation is None else self.image * self.rotation
 
+    @property
+    def feasible_image(self) -> Tensor:
+        """The image with its constraint; where there is none, the image."""
+        return self.complex_image if self.pin is None else self.image.clamp_min(0)
+
     def run(self, iterations: int, weight: Tensor, active: Tensor) -> Tensor:
         """Iterate with ``weight`` ``(batch,)``; items that are not ``active`` keep their state.
 
         Returns the relative change of the image in the last iteration, ``(batch,)``.
         """
         rho = per_image(weight) / self.threshold
-        inverse = 1 / (self._diagonal + rho * self._laplacian + 1e-6)
+        pull = rho * (self.pin or 0.0)
+        inverse = 1 / (self._diagonal + rho * self._laplacian + (1e-6 if self.pin is None else pull))
         # Selecting costs as much as computing: skip it while every item is active.
         keep = None if bool(active.all()) else per_image(active)
         change = torch.zeros_like(weight)
         for _ in range(iterations):
             before = self.image
-            self._image_step(rho, inverse, keep)
+            self._image_step(rho, pull, inverse, keep)
+            if self.pin is not None:
+                self._bound(keep)
             mixed = _OVER_RELAXATION * self._gradient + (1 - _OVER_RELAXATION) * self._split
             raised = mixed + self._dual
             split = shrink(raised, self.threshold)
@@ -123,8 +146,17 @@ class TVSplitting:
             self.iterations += 1
         return change
 
-    def _image_step(self, rho: Tensor, inverse: Tensor, keep: Tensor | None) -> None:
+    def _bound(self, keep: Tensor | None) -> None:
+        raised = _OVER_RELAXATION * self.image + (1 - _OVER_RELAXATION) * self._bounded + self._excess
+        bounded = raised.clamp_min(0)
+        excess = raised - bounded
+        self._bounded = bounded if keep is None else torch.where(keep, bounded, self._bounded)
+        self._excess = excess if keep is None else torch.where(keep, excess, self._excess)
+
+    def _image_step(self, rho: Tensor, pull: Tensor, inverse: Tensor, keep: Tensor | None) -> None:
         remaining = self._rhs - self._gram_image - rho * divergence(self._split - self._dual - self._gradient)
+        if self.pin is not None:
+            remaining = remaining + pull * (self._bounded - self._excess - self.image)
         scaled = self._precondition(remaining, inverse)
         direction = scaled
         energy = inner(remaining, scaled)
@@ -133,6 +165,8 @@ class TVSplitting:
             gradient_direction = gradient(direction)
             steepness = inner(gradient_direction, gradient_direction).sum(0)
             curvature = inner(direction, gram_direction) + rho * steepness
+            if self.pin is not None:
+                curvature = curvature + pull * inner(direction, direction)
             length = energy / curvature.clamp_min(_TINY)
             length = length if keep is None else torch.where(keep, length, 0.0)
             self.image = self.image + length * direction
@@ -141,6 +175,8 @@ class TVSplitting:
             if step + 1 == self.inner_iterations:
                 break
             remaining = remaining - length * (gram_direction - rho * divergence(gradient_direction))
+            if self.pin is not None:
+                remaining = remaining - length * pull * direction
             scaled = self._precondition(remaining, inverse)
             following = inner(remaining, scaled)
             direction = scaled + following / energy.clamp_min(_TINY) * direction
