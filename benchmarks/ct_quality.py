@@ -52,11 +52,16 @@ CASES: dict[str, dict[str, Any]] = {
     "15 views": {"views": 15},
 }
 DISC_METHODS = ("fbp", "sirt", "cgls", "tv", "pwls-tv")
-SLICE_METHODS = ("fbp", "fbp, hann", "sirt", "cgls", "tv", "pwls-tv", "treg, prior removed", "treg", "diffpir", "psld")
+SLICE_METHODS = (
+    "fbp", "fbp, hann", "sirt", "cgls", "tv", "pwls-tv", "treg, prior removed", "diffpir", "dds", "treg, no text", "treg"
+)  # fmt: skip
 # Rows of the tables that are a solver with a setting.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fbp, hann": ("fbp", {"filter": "hann"}),
-    "treg, prior removed": ("treg", {"use_prior": False}),
+    "treg, prior removed": ("treg", {"preset": "ct", "use_prior": False}),
+    "treg, no text": ("treg", {"preset": "ct"}),
+    "treg": ("treg", {"preset": "ct"}),
+    "dds": ("dds", {"preset": "ct"}),
 }
 WIDE, SOFT = (-1000.0, 1000.0), (-160.0, 240.0)
 
@@ -81,7 +86,8 @@ def main() -> None:
 def reconstruct(measurement: Measurement, method: str, text: str | None) -> treg_med.Reconstruction:
     """Run a method by its name in the tables."""
     solver, settings = VARIANTS.get(method, (method, {}))
-    return treg_med.reconstruct(measurement, text=text, solver=solver, seed=0, device="cpu", **settings)
+    told = None if method.endswith("no text") else text
+    return treg_med.reconstruct(measurement, text=told, solver=solver, seed=0, device="cpu", **settings)
 
 
 def discs(options: argparse.Namespace) -> list[str]:
@@ -110,7 +116,7 @@ def discs(options: argparse.Namespace) -> list[str]:
     table = [
         "# Acrylic discs from measured projections",
         "",
-        f"    {COMMAND} discs DIR --out {options.out.as_posix()}",
+        f"    {COMMAND} discs DIR --out benchmarks/{options.out.name}",
         "",
         f"Means of the discs {', '.join(DISCS)} of the Helsinki Tomography Challenge 2022 (Meaney et al., doi",
         "10.5281/zenodo.8041800, CC BY 4.0): fan beam, 560 bins, 512 x 512 pixels, arcs from angle 0 in steps of 0.5",
@@ -159,12 +165,12 @@ def slices(options: argparse.Namespace) -> list[str]:
     table = [
         f"# CT slices of patients at {options.views} views and {options.photons:g} photons a ray",
         "",
-        f"    {COMMAND} slices FILE --out {options.out.as_posix()}",
+        f"    {COMMAND} slices FILE --out benchmarks/{options.out.name}",
         "",
         f"{count} slices of {len(rows[methods[0]])} patients ({options.split}), 256 x 256, simulated with a finer model",
         "(two lines to a bin, Poisson counts) than the one that reconstructs them. RMSE in HU over the slice and over",
         "soft tissue (-160 to 240 HU); PSNR and SSIM over -1000 to 1000 HU; residual in units of the noise, in the",
-        "method's own weights; the prior's methods have the slice's caption as text. Mean of the patients and its",
+        "weights of the counts; the prior's methods have the slice's caption as text. Mean of the patients and its",
         f"standard error. {machine(options.threads)}",
         "",
         "| method | " + " | ".join(names) + " |",

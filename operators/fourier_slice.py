@@ -90,7 +90,7 @@ class FourierSlice(LinearOperator):
         self.register_buffer("_factor", (gain * self._centring()).to(torch.complex64))
 
     def _frequencies(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return f ``(n,)`` in cycles per bin, and its parts along columns and rows ``(views, n)`` per pixel, float64."""
+        """Return f ``(n,)`` in cycles per bin, its parts along columns and rows ``(views, n)`` per pixel; float64."""
         count = self._stride * self._period // 2 + 1
         f = torch.arange(count, dtype=torch.float64, device=self._angles.device) / self._period
         angles = self._angles.double()[:, None]

@@ -61,6 +61,8 @@ _PLAUSIBLE_MAXIMUM = (0.1, 10.0)
 # Below this fraction of the root-mean-square sample a noise level is that of float32 rounding, not of a
 # scanner.
 _NOISE_FLOOR = 1e-4
+# Variance of the logarithm of about one photon: a floor under the counts keeps that of fewer from growing further.
+_LARGEST_LOG_VARIANCE = 1.3
 # Enough for the level of an image, not for its detail.
 _QUICK_ITERATIONS = 3
 
@@ -452,7 +454,10 @@ def _whitened(
     weights = weights.to(y.real.dtype)
     measured = weights > 0
     if not weighted:
-        noise = noise * (1 / weights[measured]).mean().sqrt()
+        variances = noise[..., None].square() / weights[measured]
+        if operator.physical:
+            variances = variances.clamp_max(_LARGEST_LOG_VARIANCE)
+        noise = variances.mean(-1).sqrt()
         if bool(measured.all()):
             return y, operator, noise
         weights = measured.to(y.real.dtype)
