@@ -53,7 +53,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 DISC_METHODS = ("fbp", "sirt", "cgls", "tv", "pwls-tv")
 SLICE_METHODS = (
-    "fbp", "fbp, hann", "sirt", "cgls", "tv", "pwls-tv", "treg, prior removed", "diffpir", "dds", "treg, no text", "treg"
+    "fbp", "fbp, hann", "sirt", "cgls", "tv", "pwls-tv",
+    "treg, prior removed", "diffpir", "dds", "treg, no text", "treg",
 )  # fmt: skip
 # Rows of the tables that are a solver with a setting.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -167,8 +168,8 @@ def slices(options: argparse.Namespace) -> list[str]:
         "",
         f"    {COMMAND} slices FILE --out benchmarks/{options.out.name}",
         "",
-        f"{count} slices of {len(rows[methods[0]])} patients ({options.split}), 256 x 256, simulated with a finer model",
-        "(two lines to a bin, Poisson counts) than the one that reconstructs them. RMSE in HU over the slice and over",
+        f"{count} slices of {len(rows[methods[0]])} patients ({options.split}), 256 x 256, simulated by a finer",
+        "model (two lines a bin, Poisson counts) than the one that reconstructs them. RMSE in HU over the slice and over",
         "soft tissue (-160 to 240 HU); PSNR and SSIM over -1000 to 1000 HU; residual in units of the noise, in the",
         "weights of the counts; the prior's methods have the slice's caption as text. Mean of the patients and its",
         f"standard error. {machine(options.threads)}",

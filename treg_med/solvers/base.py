@@ -61,8 +61,9 @@ _PLAUSIBLE_MAXIMUM = (0.1, 10.0)
 # Below this fraction of the root-mean-square sample a noise level is that of float32 rounding, not of a
 # scanner.
 _NOISE_FLOOR = 1e-4
-# Variance of the logarithm of about one photon: a floor under the counts keeps that of fewer from growing further.
-_LARGEST_LOG_VARIANCE = 1.3
+# A floor of a tenth of a photon keeps the logarithm of a starved ray from erring by more than about a decade, whatever
+# its weight says: measured at 60 views and 2e3 to 4e3 photons, with and without readout noise.
+_LARGEST_LOG_VARIANCE = 6.0
 # Enough for the level of an image, not for its detail.
 _QUICK_ITERATIONS = 3
 

@@ -29,10 +29,10 @@ class _Splitting:
     """How the iteration is split and where the search for the weight begins; changes the way and not the solution.
 
     `first_weight` is in units of sigma, near the result of the search, and `lowest` the least share of it; the search
-    for the residual `target` waits for `settle` iterations. Measured for attenuations on training slices (256 x 256, 60
-    views, 4e3 and 1e5 photons): 24 iterations come within 1 to 2 % of the limit, against 3 to 9 % with the constants for
-    MR. The best weights lie between 0.005 and 0.02 sigma from 60 to 180 views and 4e3 to 1e6 photons, so that the search
-    may not leave for less where errors of the model, and not noise, keep the residual up.
+    for the residual `target` waits for `settle` iterations. Measured for attenuations on training slices (256 x 256,
+    60 views, 4e3 and 1e5 photons): 24 iterations come within 1 to 2 % of the limit, against 3 to 9 % with the constants
+    for MR. The best weights lie between 0.005 and 0.02 sigma from 60 to 180 views and 4e3 to 1e6 photons, so that the
+    search may not leave for less where errors of the model, and not noise, keep the residual up.
     """
 
     threshold: float
