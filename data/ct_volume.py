@@ -134,6 +134,9 @@ class HounsfieldReader(SimulatedCTReader):
         Stored axis (0, 1, 2) to slice across; default: the one of coarsest spacing, else the axial one.
     volume
         Which volume of a 4-D file.
+    offset
+        HU to add to the stored values, for files without the rescale intercept (-1024) or regions without air (0);
+        default: the values are Hounsfield units and have to look like it.
     views, arc, photons, electronic_std, beam, seed, mu_water
         As in `CTSimulation`.
 
@@ -151,6 +154,7 @@ class HounsfieldReader(SimulatedCTReader):
         *,
         slice_axis: int | None = None,
         volume: int | None = None,
+        offset: float | None = None,
         views: int = CTSimulation.views,
         arc: float | None = CTSimulation.arc,
         photons: float | None = CTSimulation.photons,
@@ -175,10 +179,10 @@ class HounsfieldReader(SimulatedCTReader):
         # The name is only looked through for whitelisted words; the free text of the header is never read.
         named = words_from_label(Path(path).name.split(".")[0], modality="CT")
         plane = plane_of(stored.affine, axis) if geometry.known else None
-        values, notes = _cleaned(torch.from_numpy(np.ascontiguousarray(stored.values)))
+        values, notes = _cleaned(torch.from_numpy(np.ascontiguousarray(stored.values)), offset)
         super().__init__(
             path,
-            {"slice_axis": slice_axis, "volume": volume, **simulation.options()},
+            {"slice_axis": slice_axis, "volume": volume, "offset": offset, **simulation.options()},
             simulation=simulation,
             geometry=geometry,
             pixel_size=_square_pixel(geometry),
@@ -209,6 +213,8 @@ class HounsfieldHdf5Reader(SimulatedCTReader):
     ----------
     path
         The file.
+    offset
+        HU to add to the stored values; default: they are Hounsfield units and have to look like it.
     views, arc, photons, electronic_std, beam, seed, mu_water
         As in `CTSimulation`.
 
@@ -224,6 +230,7 @@ class HounsfieldHdf5Reader(SimulatedCTReader):
         self,
         path: Path,
         *,
+        offset: float | None = None,
         views: int = CTSimulation.views,
         arc: float | None = CTSimulation.arc,
         photons: float | None = CTSimulation.photons,
@@ -234,12 +241,12 @@ class HounsfieldHdf5Reader(SimulatedCTReader):
     ) -> None:
         simulation = CTSimulation(views, arc, photons, electronic_std, beam, seed, mu_water)
         self._volume = _HounsfieldFile(Path(path).absolute())
-        values, notes = self._volume.values()
+        values, notes = self._volume.values(offset)
         pixel, gap, words = self._volume.facts()
         shape = (int(values.shape[1]), int(values.shape[2]), int(values.shape[0]))
         super().__init__(
             path,
-            simulation.options(),
+            {"offset": offset, **simulation.options()},
             simulation=simulation,
             geometry=unknown_geometry(shape, (pixel, pixel, gap)),
             pixel_size=pixel,
@@ -262,7 +269,7 @@ class HounsfieldHdf5Reader(SimulatedCTReader):
 class _HounsfieldFile(Hdf5File):
     """The file of a `HounsfieldHdf5Reader`."""
 
-    def values(self) -> tuple[Tensor, tuple[str, ...]]:
+    def values(self, offset: float | None) -> tuple[Tensor, tuple[str, ...]]:
         """Return the volume (slice, H, W) in HU and what was mended."""
         dataset = self._dataset("hounsfield")
         if dataset.ndim not in (2, 3) or 0 in dataset.shape or dataset.dtype.kind not in "iuf":
@@ -270,8 +277,8 @@ class _HounsfieldFile(Hdf5File):
                 f"expected hounsfield (slice, H, W) or (H, W) of numbers, got {dataset.dtype} {dataset.shape}"
             )
         stored = self._read(dataset).to(torch.float32)
-        values, notes = _cleaned(stored.reshape(-1, *stored.shape[-2:]))
-        if float(values.min()) > -200:
+        values, notes = _cleaned(stored.reshape(-1, *stored.shape[-2:]), offset)
+        if offset is None and float(values.min()) > -200:
             raise FormatError(
                 f"expected Hounsfield units, which reach -1000 in air, got {float(values.min()):g} to "
                 f"{float(values.max()):g}; apply the rescale slope and intercept of the scanner"
@@ -293,9 +300,9 @@ class _HounsfieldFile(Hdf5File):
         return pixel, gap or 1.0, ScanWords.from_header(modality="CT", **words)
 
 
-def _cleaned(values: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+def _cleaned(values: Tensor, offset: float | None) -> tuple[Tensor, tuple[str, ...]]:
     """Return a volume in true HU and, where something was mended, the sentence that says so."""
-    cleaned, note = clean_hounsfield(values)
+    cleaned, note = clean_hounsfield(values, offset=offset)
     return cleaned.to(torch.float32), (f"Hounsfield units were mended: {note}",) if note else ()
 
 

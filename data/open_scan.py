@@ -166,8 +166,10 @@ def open_scan(path: str | os.PathLike[str], **options: Any) -> ScanReader:
 
 
 def _of_its_kind(reader: type[ScanReader], file: Path, options: Mapping[str, Any]) -> type[ScanReader]:
-    """Return the CT reader for a NIfTI file in Hounsfield units; only the values tell it from an MR magnitude."""
+    """Return the CT reader for a NIfTI file in Hounsfield units: its values tell, or an offset makes them so."""
     volume = options.get("volume")
+    if reader is NiftiReader and "offset" in options:
+        return HounsfieldReader
     if reader is NiftiReader and (volume is None or isinstance(volume, int)) and looks_like_hounsfield(file, volume):
         return HounsfieldReader
     return reader

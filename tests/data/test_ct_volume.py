@@ -209,3 +209,16 @@ def test_real_volumes(shared: Path) -> None:
     assert any("mended" in w for w in m.warnings)
     with open_scan(shared / "nifti" / "ct_phantom_head.nii.gz", views=10) as scan:
         assert scan.header.text == "Axial CT slice of the head"
+
+
+def test_an_offset_makes_stored_values_hounsfield_units(tmp_path: Path) -> None:
+    hu = np.full((24, 24, 2), -1000, np.int16)
+    hu[4:20, 4:20] = 40
+    path = tmp_path / "stored.nii"
+    nib.save(nib.Nifti1Image((hu + 1024).astype(np.uint16), np.diag([2.0, 2.0, 5.0, 1.0])), path)
+    with open_scan(path, offset=-1024, views=20, photons=None) as scan:
+        assert isinstance(scan, HounsfieldReader)
+        mu = scan[0].target
+        assert mu is not None
+        assert float(mu.max()) == pytest.approx(MU_WATER * 1.04)
+        assert any("-1024 added as told" in warning for warning in scan.header.warnings)
