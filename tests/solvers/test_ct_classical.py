@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.conformance.solvers import MU_WATER, SHAPE, ct_measurement, measurement
 from treg_med.data.records import Measurement
 from treg_med.errors import ConfigError, GeometryError, NumericsError
-from treg_med.operators import FourierMagnitude
+from treg_med.operators import ConeBeamCT, FourierMagnitude
 from treg_med.operators.parallel_beam import ParallelBeamCT
 from treg_med.operators.weighted import Weighted
 from treg_med.solvers import Problem, Solver, get_solver
@@ -244,3 +244,23 @@ def test_complex_data_may_have_weights() -> None:
     plain = get_solver("cg-sense")(data)
     even = get_solver("cg-sense")(replace(data, weights=torch.ones(data.operator.range_shape)))
     torch.testing.assert_close(even.image, plain.image, rtol=1e-3, atol=1e-4)
+
+
+def test_volumes_of_a_cone_beam() -> None:
+    """The methods that know no neighbourhood take volumes; the others say so."""
+    angles = torch.arange(24) * 2 * math.pi / 24
+    operator = ConeBeamCT((6, 24, 24), angles, (14, 40), source_origin=90.0, origin_detector=45.0, bin_size=1.6)
+    place = torch.arange(24) - 11.5
+    inside = place.square()[:, None] / 81 + place.square() / 64 < 1
+    volume = 0.02 * inside.float() * torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 0.0])[:, None, None]
+    y = operator(volume)
+    data = Measurement(
+        y=y + 0.01 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0)), operator=operator, noise_std=0.01
+    )
+    for name in ("fbp", "sirt", "cgls"):
+        rec = get_solver(name)(data)
+        assert rec.image.shape == volume.shape
+        assert float((rec.image - volume).norm() / volume.norm()) < 0.5
+    assert rec.residual == pytest.approx(1.0, abs=0.05)
+    with pytest.raises(ConfigError, match="use fbp, sirt or cgls"):
+        get_solver("pwls-tv")(data)

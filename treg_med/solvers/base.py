@@ -220,6 +220,8 @@ class Solver(ABC):
         Whether :meth:`solve` uses ``problem.prior``.
     stochastic
         Whether the result depends on the generator, so that averaging samples makes sense.
+    volumes
+        Whether images may have other than two dimensions, as those of a cone beam.
     weighted
         Whether the solver uses the statistical weights of the data; if not, it takes all measured samples as equal.
     """
@@ -228,6 +230,7 @@ class Solver(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
     needs_prior: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
+    volumes: ClassVar[bool] = False
     weighted: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -302,6 +305,12 @@ class Solver(ABC):
         """
         if self.needs_prior and prior is None:
             raise ConfigError(f"solver {self.name!r} needs a prior; pass prior=LatentPrior.from_pretrained()")
+        domain = (measurement.operator if operator is None else operator).domain_shape
+        if len(domain) != 2 and not self.volumes:
+            raise ConfigError(
+                f"solver {self.name!r} reconstructs images (H, W), and this operator has {tuple(domain)}; "
+                "use fbp, sirt or cgls"
+            )
         device = measurement.y.device
         cuda = device.type == "cuda"
         if cuda:
@@ -322,7 +331,7 @@ class Solver(ABC):
                 residual = problem.residual(image)
             else:
                 forward = measurement.operator if operator is None else operator
-                raw = image / per_image(problem.scale)
+                raw = image / per_image(problem.scale, len(domain))
                 residual = residual_in_noise_units(forward, raw, measurement.y, noise, weights)
         if not bool(torch.isfinite(torch.view_as_real(image) if image.is_complex() else image).all()):
             raise NumericsError(
@@ -334,7 +343,7 @@ class Solver(ABC):
         seconds = time.perf_counter() - start
         problem.history.append({"stage": "final", "step": 0, "residual": _plain(residual)})
         return Reconstruction(
-            image=image / per_image(problem.scale),
+            image=image / per_image(problem.scale, len(domain)),
             residual=float(residual.square().mean().sqrt()),
             nfe=problem.nfe,
             seconds=seconds,
@@ -469,7 +478,7 @@ def _of_unit_norm(y: Tensor, operator: Operator, noise: Tensor) -> tuple[Tensor,
     """Divide data, operator and noise level by the norm of an operator in physical units."""
     if not (isinstance(operator, LinearOperator) and operator.physical):
         return y, operator, noise
-    norm = operator.norm()
+    norm = operator.norm(max_iter=30, rtol=1e-3)  # a scale, which need not be exact
     if norm == 0:
         raise GeometryError(f"expected rays that meet the image, but {operator!r} gives zeros; check its geometry")
     return y / norm, Scaled(operator, 1 / norm), noise / norm

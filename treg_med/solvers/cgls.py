@@ -25,6 +25,7 @@ class CGLS(Solver):
     """
 
     name: ClassVar[str] = "cgls"
+    volumes: ClassVar[bool] = True
     weighted: ClassVar[bool] = False
 
     target: float = setting(1.0, above=0.0, maximum=10.0, help="residual to reach, noise units")

@@ -6,32 +6,31 @@ import torch
 from torch import Tensor
 
 from treg_med.solvers.base import Problem, per_image
-from treg_med.solvers.differences import inner
 
 __all__ = ["stopped_early"]
 
 
 def stopped_early(problem: Problem, stage: str, target: float, max_iterations: int) -> Tensor:
-    """Return the first iterate ``(*batch, H, W)`` whose residual is at most `target` noise units, every item's own.
+    """Return the first iterate ``(*batch, *domain)`` whose residual is at most `target` noise units, every item's own.
 
     Conjugate gradients from zero on A^H A x = A^H y; directions of small singular values, which hold the noise, come
     last. `stage` names the entries of the history.
 
     Hanke: Conjugate gradient type methods for ill-posed problems, Longman (1995).
     """
-    gram = problem.linear.gram
+    gram, ndim = problem.linear.gram, len(problem.operator.domain_shape)
     remaining = problem.linear.adjoint(problem.y)
     image = torch.zeros_like(remaining)
     direction = remaining
-    energy = inner(remaining, remaining)
+    energy = _inner(remaining, remaining, ndim)
     active = torch.ones_like(problem.noise_std, dtype=torch.bool)
     for step in range(max_iterations):
         product = gram(direction)
-        length = energy / inner(direction, product).clamp_min(1e-30)
-        length = torch.where(per_image(active), length, 0.0)
+        length = energy / _inner(direction, product, ndim).clamp_min(1e-30)
+        length = torch.where(per_image(active, ndim), length, 0.0)
         image = image + length * direction
         remaining = remaining - length * product
-        following = inner(remaining, remaining)
+        following = _inner(remaining, remaining, ndim)
         direction = remaining + following / energy.clamp_min(1e-30) * direction
         energy = following
         residual = problem.residual(image)
@@ -40,3 +39,8 @@ def stopped_early(problem: Problem, stage: str, target: float, max_iterations: i
         if not bool(active.any()):
             break
     return image
+
+
+def _inner(left: Tensor, right: Tensor, ndim: int) -> Tensor:
+    """Return the real part of the inner product of each item, with `ndim` singleton dimensions."""
+    return per_image((left.conj() * right).real.sum(tuple(range(-ndim, 0))), ndim)

@@ -26,6 +26,7 @@ class FilteredBackprojection(Solver):
     """
 
     name: ClassVar[str] = "fbp"
+    volumes: ClassVar[bool] = True
     weighted: ClassVar[bool] = False
 
     filter: str = setting(

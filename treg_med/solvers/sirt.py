@@ -35,6 +35,7 @@ class SIRT(Solver):
     """
 
     name: ClassVar[str] = "sirt"
+    volumes: ClassVar[bool] = True
     weighted: ClassVar[bool] = False
 
     relaxation: float = setting(1.8, above=0.0, maximum=1.999, help="lambda")
