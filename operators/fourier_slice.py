@@ -86,7 +86,7 @@ class FourierSlice(LinearOperator):
         )
         self._transform = RealNonuniformFFT(image_shape, points)
         gain = torch.sinc(column) * torch.sinc(row) * torch.sinc(f * (aperture / bin_size))
-        gain = gain * (pixel_size**2 / bin_size) * (1 if response is None else response(f))
+        gain = gain * (pixel_size**2 / bin_size / self._period) * (1 if response is None else response(f))
         self.register_buffer("_factor", (gain * self._centring()).to(torch.complex64))
 
     def _frequencies(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +122,7 @@ class FourierSlice(LinearOperator):
         r"""Return :math:`\sum_b q_b(x \cos b + y \sin b)` at the pixels, q band-limited through the samples y."""
         flat = y.reshape(-1, *self.range_shape)
         key = ("centring", y.dtype, y.device)
-        phase: Tensor = self._cached(key, lambda: self._centring().to(torch.complex64))
+        phase: Tensor = self._cached(key, lambda: (self._centring() / self._period).to(torch.complex64))
         image = self._adjoint(lambda views: flat[:, views], len(flat), flat, phase)
         return image.reshape(*y.shape[:-2], *self.domain_shape)
 
@@ -159,7 +159,7 @@ class FourierSlice(LinearOperator):
     def _to_bins(self, spectrum: Tensor) -> Tensor:
         length = self._stride * self._upsampling * self._period
         fine = torch.fft.irfft(spectrum, n=length, norm="forward")
-        return fine[..., : self._stride * self.range_shape[-1] : self._stride] / self._period
+        return fine[..., : self._stride * self.range_shape[-1] : self._stride]
 
     def _from_bins(self, y: Tensor) -> Tensor:
         """Apply the transpose of `_to_bins`: frequencies between zero and Nyquist stand for their negatives too."""
@@ -170,4 +170,4 @@ class FourierSlice(LinearOperator):
         length = self._stride * self._upsampling * self._period
         spectrum = torch.fft.rfft(y, n=length)[..., : self._factor.shape[-1]].contiguous()
         spectrum[..., 1 : (length + 1) // 2] *= 2
-        return spectrum.div_(self._period)
+        return spectrum

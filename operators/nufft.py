@@ -21,7 +21,7 @@ __all__ = [
     "kaiser_bessel_transform",
     "kernel_at",
     "kernel_parameter",
-    "origin_blocks",
+    "origin_halves",
     "smooth_length",
     "sparse_rows",
 ]
@@ -105,7 +105,7 @@ class NonuniformFFT(LinearOperator):
             return self._planned(x.reshape(-1, *self.domain_shape), 2).reshape(*batch, -1)
         scaled = x.reshape(-1, *self.domain_shape) * self._deapodisation.to(x.real.dtype)
         grid = scaled.new_zeros(len(scaled), *self._grid)
-        for image, place in origin_blocks(self.domain_shape, self._grid):
+        for image, place in _origin_blocks(self.domain_shape, self._grid):
             grid[(slice(None), *place)] = scaled[(slice(None), *image)]
         spectrum = torch.view_as_real(torch.fft.fft2(grid, out=grid)).flatten(1, 2)  # (n, K, 2)
         columns = spectrum.transpose(0, 1).reshape(spectrum.shape[1], -1)
@@ -122,7 +122,7 @@ class NonuniformFFT(LinearOperator):
         grid = torch.view_as_complex(columns.reshape(*self._grid, -1, 2).permute(2, 0, 1, 3).contiguous())
         torch.fft.ifft2(grid, norm="forward", out=grid)
         x = grid.new_empty(len(grid), *self.domain_shape)
-        for image, place in origin_blocks(self.domain_shape, self._grid):
+        for image, place in _origin_blocks(self.domain_shape, self._grid):
             x[(slice(None), *image)] = grid[(slice(None), *place)]
         return x.mul_(self._deapodisation.to(x.real.dtype)).reshape(*batch, *self.domain_shape)
 
@@ -164,15 +164,18 @@ class NonuniformFFT(LinearOperator):
         return sparse_rows(index, weight, rows * columns)
 
 
-def origin_blocks(
+def origin_halves(n: int, grid: int) -> list[tuple[slice, slice]]:
+    """Pairs of halves of an axis of n pixels and of its grid: the origin, pixel n // 2, sits at the grid's corner."""
+    half = n // 2
+    return [(slice(half, n), slice(0, n - half)), (slice(0, half), slice(grid - half, grid))]
+
+
+def _origin_blocks(
     shape: tuple[int, ...], grid: tuple[int, ...]
 ) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Pairs of image and grid blocks: the origin of an image, pixel n // 2, belongs to the corner of its grid."""
-    axes = []
-    for n, g in zip(shape, grid, strict=True):
-        half = n // 2
-        axes.append(((slice(half, n), slice(0, n - half)), (slice(0, half), slice(g - half, g))))
-    return [((a[0], b[0]), (a[1], b[1])) for a in axes[0] for b in axes[1]]
+    """Pairs of quadrants of an image and of its grid."""
+    rows, columns = (origin_halves(n, g) for n, g in zip(shape, grid, strict=True))
+    return [((a[0], b[0]), (a[1], b[1])) for a in rows for b in columns]
 
 
 def sparse_rows(

@@ -76,8 +76,8 @@ class RebinnedFourier(LinearOperator):
         flat = x.reshape(-1, *self.domain_shape)
         rays = flat.new_zeros(math.prod(self.range_shape), len(flat))
         blocks = self._slices.forward_blocks(flat)
-        for (_, profiles), (matrix, _) in zip(blocks, self._matrices(x), strict=True):
-            rays.addmm_(matrix, _as_columns(profiles))
+        for (_, profiles), (crossed, matrix, _) in zip(blocks, self._matrices(x), strict=True):
+            rays.index_add_(0, crossed, matrix @ _as_columns(profiles))
         return rays.mT.reshape(*x.shape[:-2], *self.range_shape)
 
     def _rmatvec(self, y: Tensor) -> Tensor:
@@ -85,19 +85,22 @@ class RebinnedFourier(LinearOperator):
         matrices = dict(zip((block.start for block in self._slices.view_blocks), self._matrices(y), strict=True))
 
         def profiles(views: slice) -> Tensor:
-            values = matrices[views.start][1] @ rays
+            crossed, _, transposed = matrices[views.start]
+            values = transposed @ rays[crossed]
             return values.mT.reshape(rays.shape[1], -1, self._slices.range_shape[1])
 
         image = self._slices.adjoint_blocks(profiles, rays.shape[1], y)
         return image.reshape(*y.shape[:-2], *self.domain_shape)
 
-    def _matrices(self, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _matrices(self, like: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         key = ("interpolation", like.dtype, like.device)
-        pairs: list[tuple[Tensor, Tensor]] = self._cached(key, lambda: list(self._build(like.dtype, like.device)))
-        return pairs
+        blocks: list[tuple[Tensor, Tensor, Tensor]] = self._cached(
+            key, lambda: list(self._build(like.dtype, like.device))
+        )
+        return blocks
 
-    def _build(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give the interpolation matrix of every block of directions, and its transpose."""
+    def _build(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Give the rays near every block of directions, the matrix that interpolates them, and its transpose."""
         directions, samples = self._slices.range_shape
         turned = (self._theta.to(device).flatten() - self._first_angle) / self._angle_step
         rows = turned.floor()[:, None] + torch.arange(1 - _ANGULAR_TAPS // 2, _ANGULAR_TAPS // 2 + 1, device=device)
@@ -118,7 +121,9 @@ class RebinnedFourier(LinearOperator):
         for block in self._slices.view_blocks:
             mine = ((rows >= block.start) & (rows < block.stop))[:, :, None].expand(inside.shape).flatten(1)
             index = ((rows - block.start)[:, :, None] * samples + columns.clamp(0, samples - 1)).long().flatten(1)
-            yield sparse_rows(index, weight, (block.stop - block.start) * samples, kept=mine)
+            crossed = mine.any(1).nonzero()[:, 0]
+            length = (block.stop - block.start) * samples
+            yield crossed, *sparse_rows(index[crossed], weight[crossed], length, kept=mine[crossed])
 
 
 def _as_columns(values: Tensor) -> Tensor:
