@@ -51,7 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
     "30 views": {"views": 30},
     "15 views": {"views": 15},
 }
-DISC_METHODS = ("fbp", "sirt", "cgls", "tv", "pwls-tv")
+DISC_METHODS = ("fbp", "tv", "pwls-tv")
 SLICE_METHODS = (
     "fbp", "fbp, hann", "sirt", "cgls", "tv", "pwls-tv",
     "treg, prior removed", "diffpir", "dds", "treg, no text", "treg",

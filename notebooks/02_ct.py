@@ -244,8 +244,8 @@ plt.close(figure)
 
 # %%
 prior = tm.LatentPrior.from_pretrained()
-treg = tm.reconstruct(low_dose, text=text, solver="treg", prior=prior, seed=0, steps=8)
-control = tm.reconstruct(low_dose, solver="treg", prior=prior, seed=0, steps=8, use_prior=False)
+treg = tm.reconstruct(low_dose, text=text, solver="treg", preset="ct", prior=prior, seed=0, steps=8)
+control = tm.reconstruct(low_dose, solver="treg", preset="ct", prior=prior, seed=0, steps=8, use_prior=False)
 for name, result in (("treg", treg), ("control", control)):
     print(f"{name:8s} error {errors(result)}, {result.nfe} evaluations of the network")
 treg.compare([replace(control, solver="control")], window=(-160, 240))
