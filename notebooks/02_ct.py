@@ -154,9 +154,8 @@ plt.close(figure)
 
 # %% [markdown]
 # Without weights (`tv`) the darkest rays count as much as the brightest, and their noise draws streaks between the
-# hips. With weights (`pwls-tv`) they count for what they know: no streaks there, but more grain elsewhere, and the same
-# root mean square error at this dose. Images are in Hounsfield units (`rec.hounsfield`), and so are the files that
-# `treg-med reconstruct` writes.
+# hips. With weights (`pwls-tv`) they count for what they know: no streaks there. Images are in Hounsfield units
+# (`rec.hounsfield`), and so are the files that `treg-med reconstruct` writes.
 
 # %%
 truth = hounsfield(low_dose.target)
