@@ -62,7 +62,7 @@ def test_unknown_solver_lists_the_known_ones() -> None:
 
 
 def test_every_method_has_its_name() -> None:
-    classical = {"zero-filled", "cg-sense", "tv", "wavelet"}
+    classical = {"zero-filled", "cg-sense", "tv", "wavelet", "fbp", "sirt", "cgls", "pwls-tv"}
     latent = {"treg", "ldps", "psld", "p2l", "dds", "diffpir", "mpgd", "resample", "projdiff"}
     assert set(available_solvers()) == classical | latent
     for name in available_solvers():
@@ -70,10 +70,10 @@ def test_every_method_has_its_name() -> None:
 
 
 def test_a_preset_may_be_another_loop() -> None:
-    assert available_presets("treg") == ("default", "generative", "paper", "paper-gradient")
+    assert available_presets("treg") == ("default", "ct", "generative", "paper", "paper-gradient")
     assert get_solver("treg", "paper").name == "treg"
     assert type(get_solver("treg", "paper")) is solver_class("treg", "paper") is not solver_class("treg")
-    with pytest.raises(ConfigError, match="among default, generative, paper, paper-gradient; got 'papers'"):
+    with pytest.raises(ConfigError, match="among default, ct, generative, paper, paper-gradient; got 'papers'"):
         get_solver("treg", "papers")
 
 

@@ -253,7 +253,7 @@ class TotalVariation(Solver):
     def _warn_unreached(self, problem: Problem, search: WeightSearch, residual: Tensor) -> None:
         if bool(search.stuck.any()):
             problem.warn(
-                f"no weight brings the residual to {search.target:g} noise units (it stays at "
+                f"no weight brings the residual to {search.target:.3g} noise units (it stays at "
                 f"{float(residual.max()):.2f}); the noise level of the measurement may be wrong"
             )
 
