@@ -15,9 +15,7 @@ from treg_med.errors import FormatError, GeometryError, NumericsError
 from treg_med.operators.ct_operator import CTOperator
 from treg_med.operators.ct_rays import FanRays
 from treg_med.operators.ct_scenarios import limited_angle, sparse_view
-from treg_med.operators.fan_beam import FanBeamCT
 from treg_med.operators.filtered_backprojection import filtered_backprojection
-from treg_med.operators.parallel_beam import ParallelBeamCT
 
 __all__ = [
     "CT_INVERSE_CRIME",
@@ -168,10 +166,8 @@ def _looks_like_transmissions(sinogram: Tensor) -> bool:
 
 def _beyond_image(sinogram: Tensor, operator: CTOperator) -> float:
     """Return the mean of the rays that miss the image, as a part of the peak; 0 where there are none."""
-    theta, s = (values.to(sinogram.device) for values in operator.rays.lines())
-    height, width = operator.image_shape
-    across = (theta.cos().abs() * width + theta.sin().abs() * height) / 2 * operator.pixel_size
-    missing = (s.abs() > across + operator.bin_size).expand(sinogram.shape)
+    crossing = operator.rays.crossing(operator.image_shape, operator.pixel_size, margin=operator.bin_size)
+    missing = ~crossing.to(sinogram.device)
     peak = float(sinogram.abs().max())
     return float(sinogram[missing].mean()) / peak if peak > 0 and bool(missing.any()) else 0.0
 
@@ -235,19 +231,16 @@ def quick_image(sinogram: Tensor, operator: CTOperator) -> Tensor:
 
 def _coarser(operator: CTOperator, pixels: int, stride: int) -> CTOperator:
     """Return the geometry with pixels and bins that many times larger and every so-manieth view."""
-    rays = operator.rays
     shape = (math.ceil(operator.image_shape[0] / pixels), math.ceil(operator.image_shape[1] / pixels))
-    bins = operator.n_bins // pixels
-    lengths: dict[str, Any] = {
-        "pixel_size": operator.pixel_size * pixels,
-        "bin_size": operator.bin_size * pixels,
-        "centre": (operator.centre - (pixels - 1) / 2) / pixels,
-    }
-    if isinstance(rays, FanRays):
-        lengths |= {"source_origin": rays.source_origin, "origin_detector": rays.origin_detector}
-        lengths["detector"] = rays.shape
-        return FanBeamCT(shape, rays.angles[::stride], bins, **lengths)
-    return ParallelBeamCT(shape, rays.angles[::stride], bins, **lengths)
+    return operator.changed(
+        image_shape=shape,
+        angles=operator.rays.angles[::stride],
+        n_bins=operator.n_bins // pixels,
+        pixel_size=operator.pixel_size * pixels,
+        bin_size=operator.bin_size * pixels,
+        centre=(operator.centre - (pixels - 1) / 2) / pixels,
+        mode="fourier",
+    )
 
 
 def _robust_peak(image: Tensor) -> float:

@@ -13,7 +13,7 @@ from treg_med.errors import GeometryError
 from treg_med.operators.base import LinearOperator
 from treg_med.operators.cone_joseph import ConeJoseph
 from treg_med.operators.contract import _checked_shape
-from treg_med.operators.ct_rays import FanRays, checked_length
+from treg_med.operators.ct_rays import FanRays, checked_length, image_axes
 
 __all__ = ["ConeBeam", "ConeBeamCT"]
 
@@ -43,14 +43,6 @@ class ConeBeam:
     def angles(self) -> Tensor:
         """View angles in rad."""
         return self.fan.angles
-
-    @property
-    def arc(self) -> float:
-        """Measured arc in rad, one step beyond the last view."""
-        if self.fan.views == 1:
-            return 0.0
-        span = abs(float(self.angles[-1]) - float(self.angles[0]))
-        return span * self.fan.views / (self.fan.views - 1)
 
     @property
     def source_detector(self) -> float:
@@ -177,9 +169,9 @@ class ConeBeamCT(LinearOperator):
         beam, size = self.beam, self.voxel_size
         depth_, height, width = self.domain_shape
         device, fan = y.device, beam.fan
-        x = (torch.arange(width, device=device) - (width - 1) / 2) * size
-        up = ((height - 1) / 2 - torch.arange(height, device=device))[:, None] * size
-        z = (torch.arange(depth_, device=device) - (depth_ - 1) / 2) * size
+        x, up = image_axes(self.domain_shape, size, y)
+        up = up[:, None]
+        z = (torch.arange(depth_, device=device, dtype=y.dtype) - (depth_ - 1) / 2) * size
         flat = y.reshape(-1, *self.range_shape)
         volume = flat.new_zeros(len(flat), height * width, depth_)
         for view, angle in enumerate(fan.angles.tolist()):
@@ -198,7 +190,7 @@ class ConeBeamCT(LinearOperator):
         """Return shapes, beam, arc and lengths."""
         return (
             f"{super().__repr__()}, cone beam, source {self.beam.fan.source_origin:g} mm from the axis, "
-            f"{self.views} views over {math.degrees(self.beam.arc):.4g} degrees, voxels {self.voxel_size:.4g} mm"
+            f"{self.views} views over {math.degrees(self.beam.fan.arc):.4g} degrees, voxels {self.voxel_size:.4g} mm"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -75,10 +75,7 @@ class CTOperator(LinearOperator):
     @property
     def coverage(self) -> float:
         """Arc of view angles in rad, one step beyond the last view."""
-        if self.views == 1:
-            return 0.0
-        first, last = float(self.rays.angles[0]), float(self.rays.angles[-1])
-        return abs(last - first) * self.views / (self.views - 1)
+        return self.rays.arc
 
     @property
     def field_of_view(self) -> float:
@@ -90,9 +87,19 @@ class CTOperator(LinearOperator):
     def _radius_seen(self, reach: float) -> float:
         """Return the distance from the axis in mm of the ray at a detector coordinate in mm."""
 
+    @property
     @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Keywords that make this operator again, with its image shape, angles and number of bins."""
+
     def subset(self, views: Tensor | slice) -> Self:
         """Return the same geometry with some of its views only, by their indices."""
+        return self.changed(angles=self.rays.angles[views])
+
+    def changed(self, **values: Any) -> Self:
+        """Return the same geometry but for some of its arguments."""
+        own = {"image_shape": self.image_shape, "angles": self.rays.angles, "n_bins": self.n_bins}
+        return type(self)(**{**own, **self.options, **values})
 
     def __repr__(self) -> str:
         """Return shapes, beam, arc and lengths."""
@@ -119,9 +126,7 @@ def checked_geometry(image_shape: tuple[int, int], rays: Rays, pixel_size: float
     checked_length("pixel_size", pixel_size)
     height, width = shape
     rays.check_image(math.hypot(height, width) / 2 * pixel_size)
-    theta, s = rays.lines()
-    across = (theta.cos().abs() * width + theta.sin().abs() * height) / 2 * pixel_size
-    if not bool((s.abs() <= across).any()):
+    if not bool(rays.crossing(shape, pixel_size).any()):
         raise GeometryError(
             f"expected rays through the image, but every one of them misses its {height} x {width} pixels of "
             f"{pixel_size:g} mm; give pixel_size, bin_size and the distances in the same unit, mm"

@@ -13,7 +13,7 @@ from torch import Tensor
 from treg_med.errors import ConfigError, GeometryError
 from treg_med.operators.ct_angles import checked_angles
 
-__all__ = ["FanRays", "ParallelRays", "Rays"]
+__all__ = ["FanRays", "ParallelRays", "Rays", "checked_length", "image_axes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,13 @@ class Rays(ABC):
         return len(self.angles)
 
     @property
+    def arc(self) -> float:
+        """Arc of the view angles in rad, one step beyond the last view."""
+        if self.views == 1:
+            return 0.0
+        return abs(float(self.angles[-1]) - float(self.angles[0])) * self.views / (self.views - 1)
+
+    @property
     def axis(self) -> float:
         """Bin that the ray through the rotation axis hits."""
         return (self.n_bins - 1) / 2 if self.centre is None else self.centre
@@ -87,6 +94,13 @@ class Rays(ABC):
     @abstractmethod
     def bin_at(self, angle: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Return the bin, as a real number, whose ray meets a point in mm."""
+
+    def crossing(self, image_shape: tuple[int, int], pixel_size: float, *, margin: float = 0.0) -> Tensor:
+        """Return which rays come within a margin in mm of an image ``(H, W)``, bool ``(views, n_bins)``."""
+        theta, s = self.lines()
+        height, width = image_shape
+        across = (theta.cos().abs() * width + theta.sin().abs() * height) / 2 * pixel_size
+        return s.abs() <= across + margin
 
     @abstractmethod
     def describe(self) -> str:
@@ -189,6 +203,13 @@ class FanRays(Rays):
                 f"expected the source outside the image, got source_origin={self.source_origin:g} mm and an image "
                 f"whose corner is {radius:.4g} mm from the axis; give all lengths in mm"
             )
+
+
+def image_axes(shape: tuple[int, ...], size: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x of the columns and y of the rows of an image ``(..., H, W)`` in mm, in the precision of a tensor."""
+    height, width = shape[-2:]
+    columns, rows = (torch.arange(n, device=like.device, dtype=like.dtype) for n in (width, height))
+    return (columns - (width - 1) / 2) * size, ((height - 1) / 2 - rows) * size
 
 
 def checked_length(name: str, value: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -111,21 +111,18 @@ class FanBeamCT(CTOperator):
         """``"flat"`` or ``"curved"``."""
         return self.rays.shape
 
-    def subset(self, views: Tensor | slice) -> Self:
-        """Return the same geometry with some of its views only, by their indices."""
-        kept = self.rays.subset(views)
-        return type(self)(
-            self.image_shape,
-            kept.angles,
-            self.n_bins,
-            source_origin=self.source_origin,
-            origin_detector=self.origin_detector,
-            pixel_size=self.pixel_size,
-            bin_size=self.bin_size,
-            detector=self.rays.shape,
-            centre=self.centre,
-            mode=self.mode,
-        )
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keywords that make this operator again, with its image shape, angles and number of bins."""
+        return {
+            "source_origin": self.source_origin,
+            "origin_detector": self.origin_detector,
+            "pixel_size": self.pixel_size,
+            "bin_size": self.bin_size,
+            "detector": self.detector,
+            "centre": self.centre,
+            "mode": self.mode,
+        }
 
     def _radius_seen(self, reach: float) -> float:
         turned = reach / self.rays.source_detector

@@ -10,6 +10,7 @@ from torch import Tensor
 from treg_med.errors import ConfigError
 from treg_med.operators.base import LinearOperator, Scaled
 from treg_med.operators.cone_beam import ConeBeamCT
+from treg_med.operators.ct_rays import image_axes
 from treg_med.operators.fan_beam import FanBeamCT
 from treg_med.operators.joseph import look_up, pairs
 from treg_med.operators.parallel_beam import ParallelBeamCT
@@ -91,9 +92,8 @@ def _fan(operator: FanBeamCT, sinogram: Tensor, filter: FilterName, extend: bool
     if curved:
         filtered = filtered * rays.source_origin
     height, width = operator.image_shape
-    device = sinogram.device
-    x = (torch.arange(width, device=device) - (width - 1) / 2) * operator.pixel_size
-    y = ((height - 1) / 2 - torch.arange(height, device=device))[:, None] * operator.pixel_size
+    x, y = image_axes(operator.image_shape, operator.pixel_size, sinogram)
+    y = y[:, None]
     flat = filtered.reshape(-1, *operator.range_shape)
     image = flat.new_zeros(len(flat), height, width)
     for view, angle in enumerate(rays.angles.tolist()):
@@ -113,7 +113,7 @@ def _cone(operator: ConeBeamCT, projections: Tensor, filter: FilterName, extend:
     distance = beam.source_detector
     cosine = distance / (distance**2 + u.square() + v[:, None].square()).sqrt()
     steps = angular_steps(beam.angles, 2 * math.pi)[:, None] * redundancy_weights(
-        beam.angles, beam.fan.fan_angles, beam.arc
+        beam.angles, beam.fan.fan_angles, beam.fan.arc
     )
     weighted = projections * cosine * steps[:, None, :].to(projections)
     filtered = ramp_filter(weighted, beam.fan.bin_size / beam.fan.magnification, filter, extend=extend)

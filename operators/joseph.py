@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from treg_med.operators.base import LinearOperator
-from treg_med.operators.ct_rays import Rays
+from treg_med.operators.ct_rays import Rays, image_axes
 
 __all__ = ["JosephProjector", "RayGroup", "look_up", "pairs"]
 
@@ -111,9 +111,7 @@ class JosephProjector(LinearOperator):
 
     def first_bins(self, group: RayGroup, view: int, like: Tensor) -> Tensor:
         """Return the first bin that may reach each pixel of a view, ``(lines, width)``, plus the taps of the view."""
-        height, width = self.domain_shape
-        x = (torch.arange(width, device=like.device, dtype=like.dtype) - (width - 1) / 2) * self.pixel_size
-        y = ((height - 1) / 2 - torch.arange(height, device=like.device, dtype=like.dtype)) * self.pixel_size
+        x, y = image_axes(self.domain_shape, self.pixel_size, like)
         x, y = (x[:, None], y) if group.transposed else (x, y[:, None])
         centre = self.rays.bin_at(self.rays.angles[view].to(like), x, y)
         taps, last = group.taps(view), self.range_shape[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -89,20 +89,17 @@ class ParallelBeamCT(CTOperator):
         super().__init__(shape, rays, projector, pixel_size)
         self.mode, self.replicas, self.tolerance = mode, replicas, tolerance
 
-    def subset(self, views: Tensor | slice) -> Self:
-        """Return the same geometry with some of its views only, by their indices."""
-        kept = self.rays.subset(views)
-        return type(self)(
-            self.image_shape,
-            kept.angles,
-            self.n_bins,
-            pixel_size=self.pixel_size,
-            bin_size=self.bin_size,
-            centre=self.centre,
-            mode=self.mode,
-            replicas=self.replicas,
-            tolerance=self.tolerance,
-        )
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keywords that make this operator again, with its image shape, angles and number of bins."""
+        return {
+            "pixel_size": self.pixel_size,
+            "bin_size": self.bin_size,
+            "centre": self.centre,
+            "mode": self.mode,
+            "replicas": self.replicas,
+            "tolerance": self.tolerance,
+        }
 
     def _radius_seen(self, reach: float) -> float:
         return reach
