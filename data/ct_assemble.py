@@ -324,6 +324,31 @@ def assemble_ct(
         facts["noise_std"] = "given" if inverse_variance is None else "from the counts"
     if inverse_variance is not None:
         noise_std, weights = _normalised(inverse_variance, index)
+    warnings += _data_warnings(y, operator, starved)
+    peak = _robust_peak(quick_image(y, operator))
+    if mu_water is not None and not _PLAUSIBLE_PEAK[0] < peak / mu_water < _PLAUSIBLE_PEAK[1]:
+        warnings.append(
+            f"the attenuation reaches {peak:.3g} / mm, {peak / mu_water:.2g} times that of water: check the units of "
+            "pixel_size, bin_size and the projections before trusting Hounsfield units"
+        )
+    facts |= _ct_facts(operator, photons, mu_water, centre_source)
+    facts["warnings"] = tuple(dict.fromkeys(warnings))
+    return Measurement(
+        y=y,
+        operator=operator,
+        noise_std=noise_std,
+        scale=1.0 / peak if peak > 0 else 1.0,
+        target=None if target is None else target.to(torch.float32),
+        geometry=geometry.at_slice(index),
+        provenance=facts,
+        weights=weights,
+        mu_water=mu_water,
+    )
+
+
+def _data_warnings(y: Tensor, operator: CTOperator, starved: int) -> list[str]:
+    """Return what a user must know of these line integrals: transmissions, truncation, starvation."""
+    warnings = []
     cut = truncated_part(y)
     if _looks_like_transmissions(y):
         warnings.append(
@@ -347,25 +372,7 @@ def assemble_ct(
             f"photon starvation: {starved} of {y.numel()} rays had hardly any counts; they have little weight, and "
             "methods without weights show streaks along them"
         )
-    peak = _robust_peak(quick_image(y, operator))
-    if mu_water is not None and not _PLAUSIBLE_PEAK[0] < peak / mu_water < _PLAUSIBLE_PEAK[1]:
-        warnings.append(
-            f"the attenuation reaches {peak:.3g} / mm, {peak / mu_water:.2g} times that of water: check the units of "
-            "pixel_size, bin_size and the projections before trusting Hounsfield units"
-        )
-    facts |= _ct_facts(operator, photons, mu_water, centre_source)
-    facts["warnings"] = tuple(dict.fromkeys(warnings))
-    return Measurement(
-        y=y,
-        operator=operator,
-        noise_std=noise_std,
-        scale=1.0 / peak if peak > 0 else 1.0,
-        target=None if target is None else target.to(torch.float32),
-        geometry=geometry.at_slice(index),
-        provenance=facts,
-        weights=weights,
-        mu_water=mu_water,
-    )
+    return warnings
 
 
 def _normalised(inverse_variance: Tensor, index: int) -> tuple[float, Tensor]:
