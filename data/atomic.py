@@ -73,10 +73,19 @@ class StagedFiles:
     ``path`` gives a temporary path in the same folder; `commit` syncs all of them to disk and renames them in
     the order in which they were asked for; leaving the context otherwise removes them. What existed before
     stays until its replacement is complete.
+
+    Parameters
+    ----------
+    overwrite
+        Replace files that exist.
+    scratch
+        Folder for the temporary files in place of that of the final ones, on the same file system: a process that is
+        killed leaves them there, where they can be told from results.
     """
 
-    def __init__(self, *, overwrite: bool = False) -> None:
+    def __init__(self, *, overwrite: bool = False, scratch: Path | None = None) -> None:
         self._overwrite = overwrite
+        self._scratch = scratch
         self._staged: list[tuple[Path, Path]] = []
 
     def path(self, final: Path) -> Path:
@@ -88,7 +97,7 @@ class StagedFiles:
             If ``final`` exists and may not be overwritten.
         """
         self._refuse_existing(final)
-        temporary = _temporary(final)
+        temporary = _temporary(final if self._scratch is None else self._scratch / final.name)
         self._staged.append((temporary, final))
         return temporary
 
@@ -98,8 +107,11 @@ class StagedFiles:
                 f"{final.name!r} exists already and is kept; choose another name or allow overwriting"
             )
 
-    def commit(self) -> None:
+    def commit(self, *, durable: bool = True) -> None:
         """Make all files durable and visible, the last one last.
+
+        ``durable=False`` does not wait for the disk: what is visible is whole after the process was killed, but may be
+        lost or torn by a power cut.
 
         Raises
         ------
@@ -109,11 +121,12 @@ class StagedFiles:
         try:
             for temporary, final in self._staged:
                 self._refuse_existing(final)
-                sync(temporary)
+                if durable:
+                    sync(temporary)
             for temporary, final in self._staged:
                 # replace swaps the name itself: a symbolic link there is replaced, not followed.
                 temporary.replace(final)
-            for folder in {final.parent for _, final in self._staged}:
+            for folder in {final.parent for _, final in self._staged} if durable else ():
                 sync(folder)
         except OSError as error:
             if isinstance(error, ResourceError):

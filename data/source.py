@@ -170,6 +170,11 @@ class ScanReader(ABC):
     def _measure(self, index: int) -> Measurement:
         """Read slice ``index`` (0 <= index < len)."""
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options it was opened with."""
+        return dict(self._options)
+
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the file, computed when first needed."""

@@ -2,18 +2,18 @@
 
 Files appear together at the end or not at all, the sidecar last: an output is complete when its sidecar
 exists and names the SHA-256 of the image beside it. Headers are built new; nothing is copied from the input
-but its geometry.
+but its geometry. The same work gives the same bytes: what differs from run to run, such as seconds, is not in them.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
-import math
 import os
 import platform
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,21 +23,22 @@ from typing import Any, Self
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+from nibabel.wrapstruct import WrapStructError
 
 from treg_med.data.atomic import StagedFiles, check_writable_folder, safe_name
 from treg_med.data.orientation import slices_geometry, stored_affine, to_volume
-from treg_med.data.records import RESEARCH_ONLY, Geometry, Measurement, Reconstruction
+from treg_med.data.plain import plain
+from treg_med.data.records import RESEARCH_ONLY, Geometry, Reconstruction
 from treg_med.data.safe_hdf5 import sha256_of
-from treg_med.errors import ConfigError, FormatError, GeometryError, NumericsError, ResourceError
-from treg_med.operators.ct_operator import CTOperator
+from treg_med.data.slice_record import SliceRecord
+from treg_med.errors import FormatError, GeometryError, ResourceError
 
-__all__ = ["SIDECAR_VERSION", "VolumeWriter", "is_complete", "software_versions"]
+__all__ = ["SIDECAR_VERSION", "VolumeWriter", "is_complete", "is_reconstruction", "software_versions"]
 
-SIDECAR_VERSION = 1
-# Longer arrays, such as the region of a guidance, are recorded by their checksum.
-_LONGEST_LIST = 256
+SIDECAR_VERSION = 2
+# Noise does not compress: higher levels take a quarter longer for 2 % of the size.
+_GZIP_LEVEL = 1
+_DESCRIPTION = b"treg_med reconstruction; research use only"
 _PACKAGES = ("treg-med", "torch", "numpy", "nibabel", "h5py", "diffusers", "transformers")
 
 
@@ -61,6 +62,16 @@ def is_complete(sidecar: Path) -> bool:
         return bool(sha256_of(image) == output["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def is_reconstruction(image: Path) -> bool:
+    """Whether a file is a volume that `VolumeWriter` wrote, by its header."""
+    try:
+        with gzip.open(image) as file:
+            header = nib.Nifti1Header(file.read(nib.Nifti1Header.sizeof_hdr), check=False)
+    except (OSError, EOFError, zlib.error, WrapStructError):
+        return False
+    return bool(header["descrip"].item() == _DESCRIPTION)
 
 
 @dataclass
@@ -94,6 +105,8 @@ class VolumeWriter:
         Identity of the prior; None where none was used.
     extra
         More facts for the sidecar, plain values.
+    scratch
+        Existing folder for what is unfinished, as in `StagedFiles`.
 
     Raises
     ------
@@ -114,17 +127,18 @@ class VolumeWriter:
     prior_sha256: str | None = None
     prior_name: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    scratch: Path | None = None
 
     def __post_init__(self) -> None:
         safe_name(self.name)
         self._folder = check_writable_folder(self.folder)
         self._images: dict[int, npt.NDArray[np.complex64] | npt.NDArray[np.float32]] = {}
-        self._slices: dict[int, dict[str, Any]] = {}
+        self._slices: dict[int, Mapping[str, Any]] = {}
         self._geometry: Geometry | None = None
-        self._input: dict[str, Any] = {}
+        self._input: Mapping[str, Any] = {}
         self._warnings: dict[str, None] = {}
-        self._unit: dict[str, Any] | None = None
-        _plain(dict(self.extra))
+        self._unit: Mapping[str, Any] | None = None
+        plain(dict(self.extra))
         with StagedFiles(overwrite=self.overwrite) as staged:
             # Asking for the paths now refuses an existing output before hours of work, not after.
             for path in self._outputs():
@@ -158,49 +172,41 @@ class VolumeWriter:
         """
         measurement = reconstruction.measurement
         geometry = measurement.geometry if measurement is not None else None
-        position = (
-            index
-            if index is not None
-            else (geometry.slice_index if geometry is not None else len(self._images))
-        )
-        unit = _unit_of(measurement)
-        image = (reconstruction.hounsfield if unit.get("unit") == "HU" else reconstruction.image).detach().cpu()
-        self._check_image(image, position)
-        if self._unit not in (None, unit):
-            raise GeometryError(
-                f"expected slices in one unit, {self._unit}, got {unit} for slice {position}; write one volume per scan"
-            )
-        if geometry is not None:
-            self._check_geometry(geometry, image)
-        self._unit = unit
-        self._images[position] = image.resolve_conj().numpy()
-        self._slices[position] = _slice_facts(reconstruction, position)
-        if measurement is not None:
-            self._input = self._input or _input_facts(measurement)
-            self._warnings.update(dict.fromkeys(measurement.warnings))
-        self._warnings.update(dict.fromkeys(reconstruction.warnings))
+        own = len(self._images) if geometry is None else geometry.slice_index
+        self.add_record(SliceRecord.of(reconstruction, own if index is None else index))
 
-    def _check_image(self, image: Tensor, position: int) -> None:
-        if image.ndim != 2:
-            raise GeometryError(f"expected an image (H, W), got {tuple(image.shape)}; add samples one by one")
-        if position in self._images:
-            raise GeometryError(f"slice {position} was added twice; each slice is written once")
+    def add_record(self, record: SliceRecord) -> None:
+        """Take one slice as it was kept.
+
+        Raises
+        ------
+        GeometryError
+            If it does not fit the slices so far.
+        """
+        self._check(record)
+        if record.geometry is not None:
+            self._check_geometry(record.geometry)
+        self._unit = record.unit
+        self._images[record.index] = record.image if self.phase else record.written
+        self._slices[record.index] = record.facts
+        self._input = self._input or record.source
+        self._warnings.update(dict.fromkeys(record.warnings))
+
+    def _check(self, record: SliceRecord) -> None:
+        if record.index in self._images:
+            raise GeometryError(f"slice {record.index} was added twice; each slice is written once")
         first = next(iter(self._images.values()), None)
-        if first is not None and first.shape != tuple(image.shape):
+        if first is not None and first.shape != record.image.shape:
             raise GeometryError(
-                f"expected slices of shape {first.shape}, got {tuple(image.shape)} for slice {position}"
+                f"expected slices of shape {first.shape}, got {record.image.shape} for slice {record.index}"
             )
-        parts = torch.view_as_real(image.resolve_conj()) if image.is_complex() else image
-        if not bool(torch.isfinite(parts).all()):
-            raise NumericsError(
-                f"slice {position} holds NaN or Inf and was not written; check the solver's settings"
+        if self._unit not in (None, record.unit):
+            raise GeometryError(
+                f"expected slices in one unit, {self._unit}, got {record.unit} for slice {record.index}; "
+                "write one volume per scan"
             )
 
-    def _check_geometry(self, geometry: Geometry, image: Tensor) -> None:
-        if tuple(image.shape) != geometry.shape[:2]:
-            raise GeometryError(
-                f"expected images of {geometry.shape[:2]} (the scan's geometry), got {tuple(image.shape)}"
-            )
+    def _check_geometry(self, geometry: Geometry) -> None:
         if self._geometry is None:
             self._geometry = geometry
         elif geometry.shape != self._geometry.shape or not np.allclose(
@@ -223,32 +229,27 @@ class VolumeWriter:
         if not self._images:
             raise ResourceError("expected at least one reconstructed slice, got none; nothing was written")
         indices = sorted(self._images)
-        stack = np.stack([self._images[i] for i in indices], axis=-1)
-        geometry = self._geometry or Geometry(shape=(*stack.shape[:2], indices[-1] + 1))
+        height, width = self._images[indices[0]].shape
+        geometry = self._geometry or Geometry(shape=(height, width, indices[-1] + 1))
         part = slices_geometry(geometry, indices)
-        with StagedFiles(overwrite=self.overwrite) as staged:
-            magnitude = np.abs(stack) if np.iscomplexobj(stack) else stack
+        magnitude = np.empty((height, width, len(indices)), dtype=np.float32)
+        phase = np.empty_like(magnitude) if self.phase else None
+        for k, i in enumerate(indices):
+            # One slice less is held for each that is copied, so that a volume is in memory once.
+            image = self._images.pop(i)
+            magnitude[..., k] = np.abs(image) if np.iscomplexobj(image) else image
+            if phase is not None:
+                phase[..., k] = np.angle(image)
+        with StagedFiles(overwrite=self.overwrite, scratch=self.scratch) as staged:
             content = (self._unit or {}).get("content", "magnitude, raw units")
-            outputs = {"magnitude": self._write_image(staged, self.image_path, magnitude, part, content)}
-            if self.phase:
-                outputs["phase"] = self._write_image(
-                    staged, self.phase_path, np.angle(stack), part, "phase in rad"
-                )
-            sidecar = (
-                json.dumps(
-                    self._sidecar(indices, part, outputs), indent=2, allow_nan=False, ensure_ascii=False
-                )
-                + "\n"
-            )
-            _write(staged.path(self.sidecar_path), sidecar.encode())
+            outputs = {"magnitude": _write_image(staged, self.image_path, magnitude, part, content)}
+            if phase is not None:
+                outputs["phase"] = _write_image(staged, self.phase_path, phase, part, "phase in rad")
+            facts = self._sidecar(indices, part, outputs)
+            text = json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+            with _full_disk_is_an_error(self.sidecar_path):
+                staged.path(self.sidecar_path).write_text(text, encoding="utf-8")
             staged.commit()
-
-    def _write_image(
-        self, staged: StagedFiles, path: Path, values: npt.NDArray[Any], geometry: Geometry, content: str
-    ) -> dict[str, Any]:
-        data = gzip.compress(_nifti_bytes(values.astype(np.float32), geometry), compresslevel=6, mtime=0)
-        _write(staged.path(path), data)
-        return {"file": path.name, "sha256": hashlib.sha256(data).hexdigest(), "content": content}
 
     def _sidecar(self, indices: list[int], geometry: Geometry, outputs: Mapping[str, Any]) -> dict[str, Any]:
         slices = [self._slices[i] for i in indices]
@@ -269,19 +270,16 @@ class VolumeWriter:
             "residual_noise_units": {"mean": float(np.mean(residuals)), "max": max(residuals)}
             if residuals
             else None,
-            "seconds": sum(s["seconds"] or 0.0 for s in slices),
-            "peak_memory_mb": max((s["peak_memory_mb"] or 0.0 for s in slices), default=0.0),
             "geometry": _geometry_facts(geometry),
             "warnings": warnings,
             "versions": software_versions(),
-            "device": sorted({s["device"] for s in slices}),
             "slices": slices,
             **dict(self.extra),
         }
-        plain = _plain(facts)
-        if not isinstance(plain, dict):
+        values = plain(facts)
+        if not isinstance(values, dict):
             raise FormatError("the sidecar must be a JSON object")
-        return plain
+        return values
 
     def abort(self) -> None:
         """Forget everything; nothing was written."""
@@ -302,88 +300,53 @@ class VolumeWriter:
             self.abort()
 
 
-def _write(path: Path, data: bytes) -> None:
+@contextmanager
+def _full_disk_is_an_error(path: Path) -> Iterator[None]:
     try:
-        path.write_bytes(data)
+        yield
     except OSError as error:
+        if isinstance(error, ResourceError):
+            raise
         raise ResourceError(
             f"writing {path.name!r} failed: {error}; free some space or choose another folder"
         ) from error
 
 
-def _nifti_bytes(images: npt.NDArray[np.float32], geometry: Geometry) -> bytes:
+def _write_image(
+    staged: StagedFiles, path: Path, images: npt.NDArray[np.float32], geometry: Geometry, content: str
+) -> dict[str, Any]:
+    temporary = staged.path(path)
     volume, affine = to_volume(images, geometry)
-    image = nib.Nifti1Image(np.ascontiguousarray(volume), affine)
-    header = image.header
-    image.set_sform(affine, code=geometry.sform_code)
+    with (
+        _full_disk_is_an_error(path),
+        temporary.open("wb") as raw,
+        gzip.GzipFile("", "wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0) as file,
+    ):
+        file.write(_nifti_header(volume.shape, affine, geometry))
+        for plane in np.moveaxis(volume, -1, 0):
+            file.write(plane.astype("<f4").tobytes(order="F"))
+    return {"file": path.name, "sha256": sha256_of(temporary), "content": content}
+
+
+def _nifti_header(shape: tuple[int, ...], affine: npt.NDArray[np.float64], geometry: Geometry) -> bytes:
+    header = nib.Nifti1Header(endianness="<")
+    header.set_data_dtype(np.float32)
+    header.set_data_shape(shape)
+    header.set_sform(affine, code=geometry.sform_code)
     # A qform cannot hold shears; it then stays as close as a rotation can be.
-    image.set_qform(affine, code=geometry.qform_code, strip_shears=True)
+    header.set_qform(affine, code=geometry.qform_code, strip_shears=True)
     header["xyzt_units"] = geometry.xyzt_units
-    header["descrip"] = b"treg_med reconstruction; research use only"
-    return bytes(image.to_bytes())
+    header["descrip"] = _DESCRIPTION
+    header["magic"] = b"n+1"
+    header["vox_offset"] = 352
+    # Four bytes after the header say that no extension follows.
+    return bytes(header.binaryblock) + b"\0\0\0\0"
 
 
-def _common(slices: list[dict[str, Any]], key: str) -> Any:
+def _common(slices: list[Mapping[str, Any]], key: str) -> Any:
     """Return the value that all slices share, None if they differ."""
     values = {json.dumps(s[key]) for s in slices}
     return json.loads(values.pop()) if len(values) == 1 else None
-
-
-def _slice_facts(rec: Reconstruction, position: int) -> dict[str, Any]:
-    measurement = rec.measurement
-    return {
-        "slice": position,
-        "solver": rec.solver,
-        "text": rec.text,
-        "seed": rec.seed,
-        "residual_noise_units": _number(rec.residual),
-        "noise_std": None if measurement is None else measurement.noise_std,
-        "scale": None if measurement is None else measurement.scale,
-        "network_evaluations": rec.nfe,
-        "seconds": _number(rec.seconds),
-        "peak_memory_mb": _number(rec.peak_memory_mb),
-        "device": str(rec.image.device),
-        "settings": _plain(dict(rec.settings)),
-        "warnings": list(rec.warnings),
-    }
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _unit_of(measurement: Measurement | None) -> dict[str, Any]:
-    """Return unit, mu_water and a description of what is written; nothing for MRI, whose units are raw."""
-    if measurement is None or not isinstance(measurement.operator, CTOperator):
-        return {}
-    if measurement.mu_water is None:
-        return {"unit": "1/mm", "content": "linear attenuation in 1/mm"}
-    content = "Hounsfield units, 1000 (mu - mu_water) / mu_water"
-    return {"unit": "HU", "mu_water_per_mm": measurement.mu_water, "content": content}
-
-
-def _input_facts(measurement: Measurement) -> dict[str, Any]:
-    facts = {k: v for k, v in measurement.provenance.items() if k != "warnings"}
-    if isinstance(measurement.operator, CTOperator):
-        return facts
-    mask = getattr(measurement.operator, "mask", None)
-    if isinstance(mask, Tensor):
-        facts["mask"] = _mask_facts(mask.cpu())
-        facts["acceleration"] = mask.numel() / max(1, int(mask.sum()))
-    facts["coils"] = int(measurement.y.shape[-3]) if measurement.y.ndim >= 3 else 1
-    return facts
-
-
-def _mask_facts(mask: Tensor) -> dict[str, Any]:
-    pattern = (mask != 0).contiguous()
-    facts: dict[str, Any] = {
-        "shape": list(pattern.shape),
-        "sampled": int(pattern.sum()),
-        "sha256": hashlib.sha256(pattern.to(torch.uint8).numpy().tobytes()).hexdigest(),
-    }
-    if bool((pattern == pattern[:1]).all()):
-        facts["columns"] = pattern[0].nonzero().flatten().tolist()
-    return facts
 
 
 def _geometry_facts(geometry: Geometry) -> dict[str, Any]:
@@ -395,41 +358,3 @@ def _geometry_facts(geometry: Geometry) -> dict[str, Any]:
         "sform_code": geometry.sform_code,
         "qform_code": geometry.qform_code,
     }
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold: NaN and Inf become null, short arrays lists, long ones their fingerprint.
-
-    Raises
-    ------
-    ConfigError
-        If a value has no plain form.
-    """
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, Tensor | np.ndarray):
-        return _plain(value.tolist()) if math.prod(value.shape) <= _LONGEST_LIST else _fingerprint(value)
-    if isinstance(value, os.PathLike):
-        # A path may name a person; its last part would too.
-        return "(path)"
-    if isinstance(value, torch.dtype | torch.device):
-        return str(value)
-    raise ConfigError(f"expected plain values for the sidecar, got {type(value).__name__}")
-
-
-def _fingerprint(array: Tensor | npt.NDArray[Any]) -> dict[str, Any]:
-    if isinstance(array, Tensor):
-        kind = str(array.dtype).removeprefix("torch.")
-        # As bytes first: numpy has no bfloat16.
-        content = array.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    else:
-        kind, content = str(array.dtype), np.ascontiguousarray(array).tobytes()
-    return {"shape": list(array.shape), "type": kind, "sha256": hashlib.sha256(content).hexdigest()}

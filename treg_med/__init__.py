@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from treg_med.priors import LatentPrior
     from treg_med.reconstruction import reconstruct
     from treg_med.solvers import available_solvers, get_solver
+    from treg_med.volume import Method, reconstruct_volume
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "LatentPrior",
     "LinearOperator",
     "Measurement",
+    "Method",
     "NumericsError",
     "Reconstruction",
     "ResourceError",
@@ -54,6 +56,7 @@ __all__ = [
     "operators",
     "priors",
     "reconstruct",
+    "reconstruct_volume",
     "sample_path",
     "solvers",
 ]
@@ -65,6 +68,7 @@ _LAZY = {
     "LatentPrior": "treg_med.priors",
     "LinearOperator": "treg_med.operators",
     "Measurement": "treg_med.data",
+    "Method": "treg_med.volume",
     "Reconstruction": "treg_med.data",
     "VolumeWriter": "treg_med.data",
     "available_solvers": "treg_med.solvers",
@@ -72,6 +76,7 @@ _LAZY = {
     "get_solver": "treg_med.solvers",
     "open_scan": "treg_med.data",
     "reconstruct": "treg_med.reconstruction",
+    "reconstruct_volume": "treg_med.volume",
     "sample_path": "treg_med.data",
 }
 

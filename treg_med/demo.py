@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treg_med.data import open_scan, sample_path
-from treg_med.priors import LatentPrior
-from treg_med.volume import Method, VolumeRun, reconstruct_volume, with_controls
+from treg_med.volume import Method, VolumeOutcome, reconstruct_volume, with_controls
 
 if TYPE_CHECKING:
     from treg_med.solvers.base import Callback
@@ -45,21 +44,21 @@ def run_demo(
     seed: int = 0,
     text: str | None = DEMO_TEXT,
     device: str | None = None,
-    watch: Callable[[str], Callback] | None = None,
-) -> VolumeRun:
+    follow: Callable[[str], Callback] | None = None,
+) -> VolumeOutcome:
     """Reconstruct the sample scan with every method; results of an earlier demo in ``folder`` are replaced.
 
     Parameters
     ----------
     folder
-        Existing folder for NIfTI files, sidecars and the figure.
+        Root of the output tree.
     steps, text
         Diffusion steps and prompt of TReg.
     seed
         Seed of the run.
     device
         Where to compute; None is the best available.
-    watch
+    follow
         As in `treg_med.volume.reconstruct_volume`.
     """
     with open_scan(sample_path(DEMO_SAMPLE)) as scan:
@@ -67,11 +66,10 @@ def run_demo(
             scan,
             demo_methods(steps, text),
             folder,
-            "demo",
-            indices=[0],
-            prior=LatentPrior.from_pretrained(),
+            name="demo",
+            slices="0",
             seed=seed,
             device=device,
             overwrite=True,
-            watch=watch,
+            follow=follow,
         )

@@ -12,12 +12,16 @@ from treg_med import __version__
 from treg_med.cli.adapt_commands import adapt_app
 from treg_med.cli.arguments import (
     Acceleration,
+    Again,
     Arc,
+    Batch,
     Beam,
     Coils,
     Device,
     ElectronicStd,
+    Executor,
     Input,
+    Inputs,
     Json,
     Mask,
     MuWater,
@@ -27,10 +31,13 @@ from treg_med.cli.arguments import (
     Photons,
     Reader,
     Seed,
+    Shard,
     Slices,
     Steps,
     Views,
     Volume,
+    Workers,
+    WorkerThreads,
 )
 from treg_med.cli.failures import EXIT_CODES, FailureGroup
 from treg_med.cli.train_commands import train_app
@@ -102,7 +109,7 @@ def check(
 
 @app.command()
 def reconstruct(
-    input: Input,
+    inputs: Inputs,
     out: OutFolder,
     text: Annotated[str | None, typer.Option(help="What was scanned: 'axial T2-FLAIR brain MRI'.")] = None,
     solver: Annotated[
@@ -131,17 +138,24 @@ def reconstruct(
     controls: Annotated[
         bool, typer.Option("--controls/--no-controls", help="Write the comparisons beside a learned result.")
     ] = True,
-    overwrite: Overwrite = False,
+    overwrite: Again = False,
+    executor: Executor = "local",
+    workers: Workers = None,
+    threads: WorkerThreads = 1,
+    batch: Batch = None,
+    shard: Shard = None,
+    page: Annotated[bool, typer.Option("--report/--no-report", help="Make a picture and an HTML page.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Reconstruct a scan into NIfTI, a JSON sidecar and a figure.
+    """Reconstruct scans into a tree of NIfTI volumes, JSON sidecars, pictures and HTML pages.
 
-    Beside a learned result stand its classical start and its control: the same pipeline, the prior removed.
+    Beside a learned result stand its classical start and its control: the same pipeline, the prior removed. Given again
+    after it was stopped, the command goes on; what cannot be reconstructed is set aside, and the rest is done.
     """
     from treg_med.cli.reconstruct import Job, run
 
     job = Job(
-        input=input,
+        inputs=tuple(inputs),
         out=out,
         text=text,
         solver=solver,
@@ -157,6 +171,62 @@ def reconstruct(
         device=device,
         samples=samples,
         controls=controls,
+        overwrite=overwrite,
+        executor=executor,
+        workers=workers,
+        threads=threads,
+        batch=batch,
+        shard=shard,
+        page=page,
+    )
+    run(job, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="Datasets, scenarios, methods and prompts to compare.")
+    ],
+    out: OutFolder,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Reconstruct nothing: score what is there, under other protocols too.")
+    ] = False,
+    protocol: Annotated[
+        list[str] | None, typer.Option("--protocol", help="Metrics in place of the configuration's; may be repeated.")
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option("--require", metavar="'ssim>=0.85'", help="Exit with code 8 if it is not met; may be repeated."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
+    overwrite: Again = False,
+    executor: Executor = "local",
+    workers: Workers = None,
+    threads: WorkerThreads = 1,
+    batch: Batch = None,
+    device: Device = None,
+    shard: Shard = None,
+    as_json: Json = False,
+) -> None:
+    """Compare methods and prompts over scans: metrics by named protocols, statistics by patient, tables and a report.
+
+    Given again after it was stopped, the command goes on. What has no score is listed, and the exit code is then 3.
+    """
+    from treg_med.cli.evaluate import Job, run
+
+    job = Job(
+        config=config,
+        out=out,
+        rescore=rescore,
+        protocols=tuple(protocol or ()),
+        require=tuple(require or ()),
+        dry_run=dry_run,
+        executor=executor,
+        workers=workers,
+        device=device,
+        threads=threads,
+        batch=batch,
+        shard=shard,
         overwrite=overwrite,
     )
     run(job, as_json=as_json)

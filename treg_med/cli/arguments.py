@@ -9,12 +9,16 @@ import typer
 
 __all__ = [
     "Acceleration",
+    "Again",
     "Arc",
+    "Batch",
     "Beam",
     "Coils",
     "Device",
     "ElectronicStd",
+    "Executor",
     "Input",
+    "Inputs",
     "Json",
     "Mask",
     "MuWater",
@@ -24,15 +28,41 @@ __all__ = [
     "Photons",
     "Reader",
     "Seed",
+    "Shard",
     "Slices",
     "Steps",
     "Threads",
     "TimeLimit",
     "Views",
     "Volume",
+    "WorkerThreads",
+    "Workers",
 ]
 
 Input = Annotated[Path, typer.Argument(metavar="INPUT", help="Scan: raw k-space, sinogram (HDF5) or NIfTI.")]
+Inputs = Annotated[
+    list[Path],
+    typer.Argument(metavar="INPUT...", help="Scans: raw k-space, sinograms (HDF5), NIfTI, or folders of them."),
+]
+Executor = Annotated[
+    str, typer.Option(help="Where workers run: local (processes), ray (a cluster; extra [distributed]).")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes; default: one per accelerator, else per CPU core.")
+]
+WorkerThreads = Annotated[
+    int, typer.Option("--threads", min=1, help="CPU threads of a worker; the last bits of a result depend on it.")
+]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help="Slices in flight at once in a worker; default: 8, on a CPU 1.")
+]
+Shard = Annotated[
+    str | None, typer.Option(metavar="I/N", help="Only share I (from 0) of N, for arrays of jobs without an engine.")
+]
+Again = Annotated[
+    bool,
+    typer.Option("--overwrite/--resume", help="Do everything again and replace results, or go on and keep (default)."),
+]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
 Steps = Annotated[int | None, typer.Option(help="Iterations of the solver (treg: diffusion steps).")]

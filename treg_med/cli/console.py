@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from treg_med.runs.driver import RunProgress
+    from treg_med.runs.plan import VolumeOutcome
     from treg_med.solvers.base import Callback
-    from treg_med.volume import MethodResult
 
-__all__ = ["method_table", "print_json", "print_warnings", "progress_bar", "stdout", "training_bar"]
+__all__ = ["method_table", "print_json", "print_warnings", "progress_bar", "run_bar", "stdout", "training_bar"]
 
 
 def stdout() -> Console:
@@ -81,13 +82,45 @@ def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[int, int, 
         yield say, lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
 
 
-def method_table(title: str, rows: Sequence[MethodResult]) -> Table:
+@contextmanager
+def run_bar(volumes: int) -> Iterator[tuple[Callable[[RunProgress], None], Callable[[str], Callback]]]:
+    """Show how far a run over volumes is and when it will end; give what it is to be told with.
+
+    The second function names a slice and returns the callback of its solver. Where stderr is not a terminal each slice
+    that is solved in this process is announced by one plain line.
+    """
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("slices", total=None)
+
+        def watch(progress: RunProgress) -> None:
+            # The slices of volumes that were not opened yet are guessed from those that were.
+            known = max(1, progress.volumes_total)
+            total = round(progress.slices_total * max(1.0, volumes / known))
+            label = f"volume {min(progress.volumes + 1, volumes)}/{volumes}, slices"
+            bar.update(task, description=label, completed=progress.slices, total=total or None)
+
+        def follow(label: str) -> Callback:
+            if not console.is_terminal:
+                console.print(label, markup=False, soft_wrap=True)
+            return lambda step: bar.update(task, description=f"{label}: {step.stage} {step.step}/{step.total}")
+
+        yield watch, follow
+
+
+def method_table(title: str, outcome: VolumeOutcome) -> Table:
     """Return the comparison that commands print: one row per method."""
     table = Table(title=title)
     for heading in ("method", "residual (noise units)", "seconds", "network evaluations"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
-    for row in rows:
-        table.add_row(row.label, f"{row.residual:.3f}", f"{row.seconds:.1f}", str(row.nfe))
+    for label, residual in outcome.residuals.items():
+        table.add_row(label, f"{residual:.3f}", f"{outcome.seconds[label]:.1f}", str(outcome.evaluations[label]))
     return table
 
 

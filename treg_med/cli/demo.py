@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from treg_med.cli.console import print_warnings, progress_bar
+from treg_med.cli.console import print_warnings, run_bar
 from treg_med.cli.options import make_folder
 from treg_med.cli.reconstruct import report
 
@@ -16,7 +16,7 @@ def run(out: Path, *, steps: int | None, seed: int, as_json: bool) -> None:
     from treg_med.demo import DEMO_TEXT, run_demo
 
     folder = make_folder(out)
-    with progress_bar() as watch:
-        finished = run_demo(folder, steps=steps, seed=seed, watch=watch)
-    report(finished, f"measured 8-coil brain scan; treg was told: {DEMO_TEXT}", as_json=as_json)
+    with run_bar(1) as (_, follow):
+        finished = run_demo(folder, steps=steps, seed=seed, follow=follow)
+    report([finished], as_json=as_json, title=f"measured 8-coil brain scan; treg was told: {DEMO_TEXT}")
     print_warnings(finished.warnings)

@@ -39,7 +39,7 @@ class FailureGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _say("Interrupted: unfinished outputs were removed.")
+            _say("Interrupted: unfinished outputs were removed; what is finished stays, and the same command goes on.")
             raise typer.Exit(INTERRUPTED) from None
         except TregMedError as error:
             if ctx.params.get("debug"):

@@ -1,8 +1,7 @@
-"""``treg-med reconstruct``: a scan file to NIfTI, sidecar and figure."""
+"""``treg-med reconstruct``: scans to a tree of volumes, sidecars, pictures and pages."""
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from treg_med.cli.console import method_table, print_json, print_warnings, progress_bar, stdout
-from treg_med.cli.options import make_folder, parse_pairs, parse_settings, parse_slices, reader_options
-from treg_med.errors import ConfigError
+from treg_med.cli.console import method_table, print_json, print_warnings, run_bar, stdout
+from treg_med.cli.inputs import expand_inputs, parse_shard
+from treg_med.cli.options import make_folder, parse_pairs, reader_options
 from treg_med.notice import RESEARCH_ONLY
 
 if TYPE_CHECKING:
     from treg_med.priors import LatentPrior
-    from treg_med.volume import VolumeRun
+    from treg_med.runs.plan import VolumeOutcome
 
-__all__ = ["Job", "report", "run"]
+__all__ = ["SOME_FAILED", "Job", "load_prior", "report", "run"]
+
+# Starting processes takes longer than so few slices gain.
+_FEW_SLICES = 4
+
+#: Exit code of a run in which some volumes were set aside and the others are done.
+SOME_FAILED = 3
 
 
 @dataclass(frozen=True)
 class Job:
     """The options of the command."""
 
-    input: Path
+    inputs: tuple[Path, ...]
     out: Path
     text: str | None
     solver: str | None
@@ -44,52 +49,64 @@ class Job:
     samples: int
     controls: bool
     overwrite: bool
+    executor: str
+    workers: int | None
+    threads: int
+    batch: int | None
+    shard: str | None
+    page: bool
 
 
 def run(job: Job, *, as_json: bool) -> None:
     """Reconstruct, write and report."""
-    from treg_med.data import open_scan
     from treg_med.data.prompts import check_text
-    from treg_med.solvers import available_presets, get_solver
-    from treg_med.volume import Method, output_stem, reconstruct_volume, with_controls
+    from treg_med.runs.driver import run_volumes
+    from treg_med.runs.method import MethodChoice
+    from treg_med.runs.names import unique_labels
+    from treg_med.runs.plan import VolumeJob
+    from treg_med.runs.tasks import failure_error
 
-    if job.samples < 1:
-        raise ConfigError(f"expected --samples of at least 1, got {job.samples}")
-    check_text(job.text)  # a text that cannot be used fails here, before any work: its warnings come with the result
-    if job.solver is not None:
-        first = job.preset or "default"
-        get_solver(job.solver, first, **parse_settings(job.solver, job.settings, job.steps, first))
-    with open_scan(job.input, **reader_options(job.volume, parse_pairs("--reader", job.reader))) as scan:
-        indices = parse_slices(job.slices, len(scan))
-        text = _text(job.text, scan.header.text)
-        solver = _solver(job.solver, medical=scan.header.medical)
-        tomography = scan.header.views is not None
-        preset = job.preset or ("ct" if tomography and "ct" in available_presets(solver) else "default")
-        settings = parse_settings(solver, job.settings, job.steps, preset)
-        get_solver(solver, preset, **settings)
-        method = Method(solver, solver, preset, settings, text, job.samples)
-        start = "pwls-tv" if tomography else "tv"
-        methods = with_controls(method, start) if job.controls else (method,)
-        needed = any(m.needs_prior for m in methods)
-        prior, notes = load_prior(job.prior, job.adapters) if needed else (None, [])
-        if prior is not None:
-            prior.embed(text or "")  # a text that the prior cannot read fails here, before any work
-        folder = make_folder(job.out)
-        with progress_bar() as watch:
-            finished = reconstruct_volume(
-                scan,
-                methods,
-                folder,
-                output_stem(job.input),
-                indices=indices,
-                prior=prior,
-                seed=job.seed,
-                device=job.device,
-                overwrite=job.overwrite,
-                watch=watch,
-            )
-    report(finished, f"{job.input.name}: {len(indices)} of {scan.header.n_slices} slices", as_json=as_json)
-    print_warnings([*notes, *finished.warnings])
+    text_warnings = check_text(job.text)
+    choice = MethodChoice(
+        job.solver, job.preset, parse_pairs("--set", job.settings), job.steps, job.text, job.samples, job.controls
+    )
+    choice.check()
+    options = reader_options(job.volume, parse_pairs("--reader", job.reader))
+    inputs = expand_inputs(job.inputs)
+    names = unique_labels(inputs)
+    first, shards = parse_shard(job.shard)
+    make_folder(job.out)
+    jobs = [
+        VolumeJob(path, choice, job.out, options, job.slices, job.seed, name, job.page)
+        for path, name in zip(inputs, names, strict=True)
+    ][first::shards]
+    finished: list[VolumeOutcome] = []
+    with run_bar(len(jobs)) as (watch, follow):
+        for outcome in run_volumes(
+            jobs,
+            prior=job.prior,
+            adapters=job.adapters,
+            executor=job.executor,
+            workers=job.workers or _workers(job, inputs, options),
+            device=job.device,
+            threads=job.threads,
+            batch=job.batch,
+            overwrite=job.overwrite,
+            watch=watch,
+            follow=follow,
+        ):
+            finished.append(outcome)
+            if len(inputs) > 1 and not as_json:
+                _tell(outcome, len(finished), len(jobs))
+    failed = [outcome for outcome in finished if outcome.failure is not None]
+    if len(inputs) == 1 and failed and failed[0].failure is not None:
+        raise failure_error(failed[0].failure)
+    for outcome in finished:
+        _say_notes(outcome, named=len(inputs) > 1)
+    report(finished, as_json=as_json)
+    print_warnings([*text_warnings, *(w for outcome in finished for w in outcome.warnings)])
+    if failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 def load_prior(folder: Path | None, adapters: Sequence[Path] = ()) -> tuple[LatentPrior, list[str]]:
@@ -102,40 +119,78 @@ def load_prior(folder: Path | None, adapters: Sequence[Path] = ()) -> tuple[Late
     return prior, [str(w.message) for w in caught if w.category is UserWarning]
 
 
-def _solver(given: str | None, *, medical: bool) -> str:
-    """Return the user's method, else TReg, or the best one without a prior where no prior of bodies applies."""
-    if given is not None or medical:
-        return given or "treg"
-    typer.echo("no medical prior applies to this scan: solver pwls-tv (change it with --solver)", err=True)
-    return "pwls-tv"
-
-
-def _text(given: str | None, suggested: str | None) -> str | None:
-    """Return the user's text, else the one made of whitelisted words of the header, and say so."""
-    if given is not None or suggested is None:
-        return given
-    typer.echo(f"text from the scan's header: {suggested!r} (change it with --text)", err=True)
-    return suggested
-
-
-def report(finished: VolumeRun, title: str, *, as_json: bool) -> None:
+def report(finished: Sequence[VolumeOutcome], *, as_json: bool, title: str | None = None) -> None:
     """Print what was written, as tables or as JSON."""
     if as_json:
-        print_json(_as_dict(finished))
+        print_json({"notice": RESEARCH_ONLY, "volumes": [_as_dict(outcome) for outcome in finished]})
         return
     console = stdout()
-    console.print(method_table(title, finished.results))
-    for result in finished.results:
-        console.print(f"{result.image_path}  (+ .json)", markup=False)
-    console.print(str(finished.figure_path), markup=False)
+    for outcome in finished if len(finished) == 1 else ():
+        heading = title or f"{outcome.job.input.name}: {outcome.slices} slice{'s' * (outcome.slices != 1)}"
+        if outcome.status == "skipped":
+            console.print(f"{heading}: everything is there already (--overwrite does it again)", markup=False)
+        else:
+            console.print(method_table(heading, outcome))
+        for sidecar in outcome.outputs.values():
+            console.print(f"{sidecar.with_suffix('')}.nii.gz  (+ .json)", markup=False)
+        for path in (outcome.figure, outcome.page):
+            if path is not None:
+                console.print(str(path), markup=False)
+    if len(finished) > 1:
+        counts = {status: sum(o.status == status for o in finished) for status in ("done", "skipped", "failed")}
+        console.print(", ".join(f"{count} {status}" for status, count in counts.items()), markup=False)
     console.print(RESEARCH_ONLY)
 
 
-def _as_dict(finished: VolumeRun) -> dict[str, Any]:
-    results = [dataclasses.asdict(result) | {"residual": result.residual} for result in finished.results]
+def _workers(job: Job, inputs: Sequence[Path], options: dict[str, Any]) -> int | None:
+    """Return 1 where starting processes would take longer than they save; None leaves it to the run."""
+    from treg_med.data import open_scan
+    from treg_med.errors import TregMedError
+    from treg_med.runs.slice_range import parse_slices
+
+    if len(inputs) > 1:
+        return None
+    if job.solver in ("zero-filled", "fbp"):
+        return 1
+    try:
+        with open_scan(inputs[0], **options) as scan:
+            return 1 if len(parse_slices(job.slices, len(scan))) < _FEW_SLICES else None
+    except TregMedError:
+        return 1  # the run will say what is wrong
+
+
+def _tell(outcome: VolumeOutcome, number: int, total: int) -> None:
+    reason = "" if outcome.failure is None else f": {outcome.failure.kind}: {outcome.failure.message}"
+    line = " ".join(f"[{number}/{total}] {outcome.job.input.name}: {outcome.status}{reason}".split())
+    typer.echo("".join(c if c.isprintable() else "?" for c in line), err=True)
+
+
+def _say_notes(outcome: VolumeOutcome, *, named: bool) -> None:
+    prefix = f"{outcome.job.input.name}: " if named else ""
+    for note in outcome.notes:
+        typer.echo(prefix + note, err=True)
+
+
+def _as_dict(outcome: VolumeOutcome) -> dict[str, Any]:
+    results = [
+        {
+            "label": label,
+            "sidecar_path": sidecar,
+            "image_path": sidecar.with_suffix(".nii.gz"),
+            "residual": outcome.residuals.get(label),
+            "seconds": outcome.seconds.get(label),
+            "nfe": outcome.evaluations.get(label),
+        }
+        for label, sidecar in outcome.outputs.items()
+    ]
     return {
-        "notice": RESEARCH_ONLY,
+        "input": outcome.job.input.name,
+        "status": outcome.status,
+        "error": outcome.failure and {"kind": outcome.failure.kind, "message": outcome.failure.message},
+        "slices": outcome.slices,
         "results": results,
-        "figure": finished.figure_path,
-        "warnings": finished.warnings,
+        "figure": outcome.figure,
+        "page": outcome.page,
+        "notes": outcome.notes,
+        "warnings": outcome.warnings,
     }

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from treg_med.cli.console import print_json, print_warnings, stdout
-from treg_med.cli.options import parse_slices
 from treg_med.errors import ConfigError, FormatError
 from treg_med.notice import RESEARCH_ONLY
+from treg_med.runs.slice_range import parse_slices
 
 __all__ = ["run"]
 

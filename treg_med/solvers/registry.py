@@ -73,11 +73,15 @@ def available_presets(name: str) -> tuple[str, ...]:
 def solver_class(name: str, preset: str = "default") -> type[Solver]:
     """Return the class of the solver called ``name``, that which a preset asks for.
 
+    A solver that is not registered can be given by its address, ``"package.module:Class"``.
+
     Raises
     ------
     ConfigError
-        If no solver has that name; the message lists those that exist.
+        If no solver has that name, the message lists those that exist; or if nothing is at the address.
     """
+    if name not in _ADDRESSES and ":" in name:
+        return _at_address(name)
     if name not in _ADDRESSES:
         known = ", ".join(_ADDRESSES)
         close = difflib.get_close_matches(str(name), _ADDRESSES, n=1)
@@ -86,6 +90,19 @@ def solver_class(name: str, preset: str = "default") -> type[Solver]:
     module, _, attribute = _PRESET_ADDRESSES.get((name, preset), _ADDRESSES[name]).partition(":")
     cls: type[Solver] = getattr(import_module(module), attribute)
     return cls
+
+
+def _at_address(address: str) -> type[Solver]:
+    from treg_med.solvers.base import Solver
+
+    module, _, attribute = address.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ConfigError(f"expected a solver at {address!r}, 'package.module:Class', but {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Solver)):
+        raise ConfigError(f"expected a subclass of Solver at {address!r}, got {found!r}")
+    return found
 
 
 def get_solver(name: str, preset: str = "default", **settings: Any) -> Solver:

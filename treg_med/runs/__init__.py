@@ -1,0 +1,1 @@
+"""Running many independent tasks on one machine or a cluster, whatever the tasks compute."""

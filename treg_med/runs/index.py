@@ -1,0 +1,124 @@
+"""``index.jsonl``: one line for every output and every failure, with what differs from run to run.
+
+The sidecars are the truth; the index is a list of them that can be read in one go. Lines are appended whole, under a
+lock; damaged ones are set aside and nothing else is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from treg_med.data.plain import plain
+from treg_med.errors import ResourceError
+from treg_med.runs.tree import OutputTree
+
+__all__ = ["RunIndex"]
+
+
+class RunIndex:
+    """The index of an output tree.
+
+    Parameters
+    ----------
+    tree
+        The tree.
+    """
+
+    def __init__(self, tree: OutputTree) -> None:
+        self.path = tree.root / "index.jsonl"
+        self._tree = tree
+
+    def append(self, facts: Mapping[str, Any]) -> None:
+        """Add one line.
+
+        Raises
+        ------
+        ResourceError
+            If it cannot be written.
+        """
+        entry = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), **plain(dict(facts))}
+        # The name of a file need not be text: what has no UTF-8 is escaped, in the manner of JSON.
+        line = (json.dumps(entry, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        with self._tree.alone():
+            try:
+                with self.path.open("ab") as file:
+                    # A line cut off by a killed process or a full disk must not swallow this one.
+                    if file.tell() and not _ends_a_line(self.path):
+                        line = b"\n" + line
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise ResourceError(f"writing {self.path.name!r} failed: {error}; free some space") from error
+
+    def read(self) -> tuple[list[dict[str, Any]], int]:
+        """Return the entries and the number of lines that are none.
+
+        Raises
+        ------
+        ResourceError
+            If it cannot be read.
+        """
+        entries = [_entry(line) for line in self._lines()]
+        good = [entry for entry in entries if entry is not None]
+        return good, len(entries) - len(good)
+
+    def _lines(self) -> list[bytes]:
+        try:
+            return [line for line in self.path.read_bytes().split(b"\n") if line.strip()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ResourceError(f"reading {self.path.name!r} failed: {error}") from error
+
+    def repair(self) -> int:
+        """Move damaged lines to ``index.damaged``; return how many there were.
+
+        Raises
+        ------
+        ResourceError
+            If that cannot be written.
+        """
+        try:
+            with self._tree.alone() as staged:
+                lines = self._lines()
+                good = [line for line in lines if _entry(line) is not None]
+                damaged = [line for line in lines if _entry(line) is None]
+                if damaged:
+                    aside = self.path.with_suffix(".damaged")
+                    before = aside.read_bytes() if aside.exists() else b""
+                    staged.path(aside).write_bytes(before + _joined(damaged))
+                    staged.path(self.path).write_bytes(_joined(good))
+                    staged.commit()
+            return len(damaged)
+        except OSError as error:
+            if isinstance(error, ResourceError):
+                raise
+            raise ResourceError(f"repairing {self.path.name!r} failed: {error}; free some space") from error
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _joined(lines: Sequence[bytes]) -> bytes:
+    return b"".join(line + b"\n" for line in lines)
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

@@ -1,0 +1,88 @@
+"""The picture and the page of a finished volume, made from the files that were written and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from treg_med.data import Measurement, Reconstruction
+from treg_med.data.atomic import StagedFiles
+from treg_med.data.orientation import slices_geometry, to_images, to_volume
+from treg_med.data.records import Geometry
+from treg_med.data.slice_record import shown_values
+from treg_med.data.source import SliceSource
+from treg_med.runs.plan import MethodPlan, VolumePlan
+
+__all__ = ["target_volume", "volume_slice", "write_figure", "write_page"]
+
+
+def write_figure(plan: VolumePlan, scan: SliceSource, path: Path, scratch: Path) -> None:
+    """Draw the methods side by side at the middle slice into ``path``; ``scratch`` is for what is unfinished."""
+    position = len(plan.indices) // 2
+    measurement = scan[plan.indices[position]]
+    shown = [_shown(plan, each, measurement, position) for each in plan.methods]
+    # The last method comes first, so that the grey scale is its own and not that of a blurred image.
+    figure = shown[-1].compare(shown[-2::-1]) if len(shown) > 1 else shown[0].show()
+    with StagedFiles(overwrite=True, scratch=scratch) as staged:
+        figure.savefig(staged.path(path), dpi=150, format="png", metadata={"Software": None})
+        staged.commit()
+
+
+def write_page(plan: VolumePlan, scan: SliceSource, path: Path, scratch: Path) -> None:
+    """Write the HTML page ``path``; ``scratch`` is for what is unfinished."""
+    from treg_med.report.volume_page import write_volume_page
+
+    sidecars = [plan.sidecar(each) for each in plan.methods]
+    with StagedFiles(overwrite=True, scratch=scratch) as staged:
+        write_volume_page(staged.path(path), sidecars, target_volume(plan, scan), title=plan.name.base)
+        staged.commit()
+
+
+def target_volume(plan: VolumePlan, scan: SliceSource) -> npt.NDArray[np.float32] | None:
+    """Return the reference of the slices in the axes and units of the stored volumes; None where there is none."""
+    images: npt.NDArray[np.float32] | None = None
+    geometry: Geometry | None = None
+    for k, index in enumerate(plan.indices):
+        measurement = scan[index]
+        if measurement.target is None:
+            return None
+        values = shown_values(measurement.target.detach().cpu().resolve_conj().numpy(), measurement.mu_water)
+        if images is None:
+            images = np.empty((*values.shape, len(plan.indices)), dtype=np.float32)
+        images[..., k] = values
+        geometry = measurement.geometry
+    if images is None:
+        return None
+    whole = geometry or Geometry(shape=(*images.shape[:2], plan.indices[-1] + 1))
+    return to_volume(images, slices_geometry(whole, plan.indices))[0]
+
+
+def volume_slice(image: Path, geometry: Geometry, position: int) -> npt.NDArray[np.float32]:
+    """Return slice ``position`` (row, column) of a stored volume of that geometry."""
+    stored = np.asanyarray(nib.load(image).dataobj)
+    return np.ascontiguousarray(to_images(stored, geometry)[..., position], dtype=np.float32)
+
+
+def _shown(plan: VolumePlan, each: MethodPlan, measurement: Measurement, position: int) -> Reconstruction:
+    facts: dict[str, Any] = json.loads(plan.sidecar(each).read_text(encoding="utf-8"))
+    height, width = measurement.operator.domain_shape
+    whole = measurement.geometry or Geometry(shape=(height, width, plan.indices[-1] + 1))
+    image = volume_slice(plan.image(each), slices_geometry(whole, plan.indices), position)
+    mu_water = measurement.mu_water
+    if mu_water is not None:
+        image = np.float32(mu_water) * (1 + image / np.float32(1000))
+    residual = facts["slices"][position]["residual_noise_units"]
+    return Reconstruction(
+        torch.from_numpy(image),
+        residual=float("nan") if residual is None else residual,
+        # The label tells a method from its control, which is the same solver.
+        solver=each.method.label,
+        text=each.method.text,
+        measurement=measurement,
+    )
