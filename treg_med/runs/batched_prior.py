@@ -83,13 +83,18 @@ class FixedChunks:
     def __call__(self, network: Callable[..., Tensor | Prediction], *rows: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs ``(n, ...)`` of a network for inputs ``(n, ...)``."""
         count = len(rows[0])
+        if count == self.size:
+            return _columns(network(*rows))
         parts = []
         for start in range(0, count, self.size):
             chosen = torch.arange(start, start + self.size).clamp_max(count - 1)
             output = network(*(tensor.index_select(0, chosen.to(tensor.device)) for tensor in rows))
-            columns = (output,) if isinstance(output, Tensor) else tuple(output)
-            parts.append([column[: count - start] for column in columns])
+            parts.append([column[: count - start] for column in _columns(output)])
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _columns(output: Tensor | Prediction) -> tuple[Tensor, ...]:
+    return (output,) if isinstance(output, Tensor) else tuple(output)
 
 
 def answer_together(calls: Sequence[NetworkCall], prior: Prior, chunks: FixedChunks) -> None:
@@ -103,7 +108,8 @@ def answer_together(calls: Sequence[NetworkCall], prior: Prior, chunks: FixedChu
 
 def _answer(group: list[NetworkCall], prior: Prior, chunks: FixedChunks) -> None:
     network = getattr(prior, group[0].method)
-    rows = [torch.cat(parts) for parts in zip(*(call.rows for call in group), strict=True)]
+    # One memory layout for all: kernels, and with them rounding, are chosen by it.
+    rows = [torch.cat(parts).contiguous() for parts in zip(*(call.rows for call in group), strict=True)]
     try:
         with torch.no_grad():
             outputs = chunks(network, *rows)
@@ -122,15 +128,15 @@ def _answer(group: list[NetworkCall], prior: Prior, chunks: FixedChunks) -> None
     lengths = [len(call.rows[0]) for call in group]
     for call, parts in zip(group, zip(*(output.split(lengths) for output in outputs), strict=True), strict=True):
         # Memory of its own, aligned as any: some transforms round by the alignment of their input.
-        call.answer = tuple(part.clone() for part in parts)
+        call.answer = tuple(part.clone(memory_format=torch.contiguous_format) for part in parts)
 
 
 class BatchedPrior:
     """A prior as one slice of a batch sees it: its network calls wait to be evaluated with those of the others.
 
-    Calls in grad mode are evaluated at once and alone, so that each slice keeps a graph of its own; so are calls with
-    options beyond the contract of `treg_med.priors.base.Prior`. Whether a call is gathered depends on the call
-    alone, never on the other slices. Everything else passes through.
+    Calls whose inputs require gradients are evaluated at once and alone, so that each slice keeps a graph of its own;
+    so are calls with options beyond the contract of `treg_med.priors.base.Prior`. Gathered ones record no graph.
+    Whether a call is gathered depends on the call alone, never on the other slices. Everything else passes through.
 
     Parameters
     ----------
@@ -178,14 +184,14 @@ class BatchedPrior:
     ) -> Prediction:
         """Return noise and clean latent at one timestep, or at one per latent ``(n,)``."""
         special = any(value is not None for value in options.values())
-        if special or len(condition) != len(latent) or torch.is_grad_enabled():
+        if special or len(condition) != len(latent) or _in_graph(latent, condition):
             self._check()
             return self._prior.predict(latent, timestep, condition, **options)
         steps = torch.as_tensor(timestep, device=latent.device).expand(len(latent))
         return Prediction(*self._ask(NetworkCall("predict", (latent, steps, condition))))
 
     def _of_one(self, method: str, rows: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if _in_graph(rows):
             self._check()
             return getattr(self._prior, method)(rows)
         (output,) = self._ask(NetworkCall(method, (rows,)))
@@ -195,6 +201,10 @@ class BatchedPrior:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._prior, name)
+
+
+def _in_graph(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
 
 
 class OffloadedPrior:
