@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import field, fields
+from functools import lru_cache
 from typing import Any
 
 from treg_med.errors import ConfigError
@@ -50,13 +51,18 @@ def check_settings(obj: Any) -> None:
     ConfigError
         Naming the setting, what was expected and what came.
     """
-    hints = typing.get_type_hints(type(obj))
+    hints = _hints(type(obj))
     for entry in fields(obj):
         value = getattr(obj, entry.name)
         where = f"{type(obj).__name__}.{entry.name}"
         if not _has_type(value, hints[entry.name]):
             raise ConfigError(f"{where}: expected {_describe(hints[entry.name])}, got {value!r}")
         _check_range(where, value, entry.metadata)
+
+
+@lru_cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _check_range(where: str, value: Any, limits: typing.Mapping[str, Any]) -> None:

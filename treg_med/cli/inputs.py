@@ -15,19 +15,24 @@ _EXTENSIONS = (".nii", ".nii.gz", ".h5", ".hdf5")
 
 
 def expand_inputs(inputs: Sequence[Path]) -> list[Path]:
-    """Return the scans of files and folders; hidden folders and outputs of other tools (``derivatives``) are left out.
+    """Return the scans of files and folders.
+
+    Of a folder, hidden ones within, outputs of other tools (``derivatives``) and our own results are left out.
 
     Raises
     ------
     ResourceError
         If a folder holds no scan.
     """
+    from treg_med.data.writer import is_reconstruction
+
     found: list[Path] = []
     for path in inputs:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = [p for p in sorted(path.rglob("*")) if _is_scan(p.relative_to(path)) and p.is_file()]
+        named = [p for p in sorted(path.rglob("*")) if _is_scan(p.relative_to(path)) and p.is_file()]
+        inside = [p for p in named if not is_reconstruction(p)]
         if not inside:
             raise ResourceError(
                 f"expected scans ({', '.join(_EXTENSIONS)}) in the folder {path.name!r}, found none; name the files"

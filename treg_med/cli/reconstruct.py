@@ -98,6 +98,8 @@ def run(job: Job, *, as_json: bool) -> None:
             finished.append(outcome)
             if len(inputs) > 1 and not as_json:
                 _tell(outcome, len(finished), len(jobs))
+    place = {path: k for k, path in enumerate(inputs)}
+    finished.sort(key=lambda outcome: place[outcome.job.input])
     failed = [outcome for outcome in finished if outcome.failure is not None]
     if len(inputs) == 1 and failed and failed[0].failure is not None:
         raise failure_error(failed[0].failure)
