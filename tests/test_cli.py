@@ -14,13 +14,16 @@ from typer.testing import CliRunner, Result
 
 from treg_med.cli import app
 from treg_med.cli.failures import EXIT_CODES
-from treg_med.cli.options import parse_pairs, parse_settings, parse_slices
+from treg_med.cli.options import parse_pairs
 from treg_med.data import RESEARCH_ONLY, is_complete, open_scan, simulate_scan
 from treg_med.data.phantoms import phantom_volume
-from treg_med.errors import ConfigError, GeometryError
+from treg_med.runs.index import RunIndex
+from treg_med.runs.tree import OutputTree
 
 SIZE = 32
 FAST = ("--solver", "zero-filled")
+# What a tree holds beside outputs.
+ROOT_FILES = {".bidsignore", "dataset_description.json", "index.jsonl"}
 
 
 def run(*arguments: object) -> Result:
@@ -28,7 +31,18 @@ def run(*arguments: object) -> Result:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Everything in a tree but what describes the tree itself: volumes, pages, and what is unfinished."""
+    return {name: content for name, content in contents(folder).items() if name not in ROOT_FILES}
+
+
+def tree_of(subject: str, rec: str, suffix: str, datatype: str = "anat") -> set[str]:
+    """Names of what one method makes of one scan."""
+    stem = f"sub-{subject}_rec-{rec}_{suffix}"
+    return {f"{stem}.html", *(f"sub-{subject}/{datatype}/{stem}{end}" for end in (".nii.gz", ".json", ".png"))}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +65,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- what it writes
 
 
-def test_reconstruct_writes_volume_sidecar_and_figure(scan: Path, tmp_path: Path) -> None:
+def test_reconstruct_writes_volume_sidecar_figure_and_page(scan: Path, tmp_path: Path) -> None:
     result = run(
         "reconstruct",
         scan,
@@ -65,15 +79,20 @@ def test_reconstruct_writes_volume_sidecar_and_figure(scan: Path, tmp_path: Path
     )
     assert result.exit_code == 0, result.output
     assert RESEARCH_ONLY in result.stdout
-    assert set(contents(tmp_path)) == {f"scan_rec-zero-filled{end}" for end in (".nii.gz", ".json", ".png")}
-    assert is_complete(tmp_path / "scan_rec-zero-filled.json")
-    sidecar = json.loads((tmp_path / "scan_rec-zero-filled.json").read_text())
+    assert set(contents(tmp_path)) == ROOT_FILES | tree_of("scan", "zerofilled", "image")
+    stem = tmp_path / "sub-scan" / "anat" / "sub-scan_rec-zerofilled_image"
+    assert is_complete(stem.with_suffix(".json"))
+    sidecar = json.loads(stem.with_suffix(".json").read_text())
     assert sidecar["notice"] == RESEARCH_ONLY
     assert sidecar["text"] == "axial T2-weighted brain MRI"
     assert [entry["slice"] for entry in sidecar["slices"]] == [0, 1]
     assert sidecar["prior"] == {"name": None, "sha256": None}
-    assert nib.load(tmp_path / "scan_rec-zero-filled.nii.gz").shape[2] == 2
-    assert (tmp_path / "scan_rec-zero-filled.png").read_bytes().startswith(b"\x89PNG")
+    assert nib.load(stem.with_suffix(".nii.gz")).shape[2] == 2
+    assert stem.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / f"{stem.name}.html").read_text()
+    assert RESEARCH_ONLY in page
+    for written in (stem.with_suffix(".nii.gz"), stem.with_suffix(".png"), tmp_path / f"{stem.name}.html"):
+        assert str(written) in result.stdout
 
 
 def test_learned_result_stands_beside_start_and_control(
@@ -95,13 +114,22 @@ def test_learned_result_stands_beside_start_and_control(
         "--json",
     )
     assert result.exit_code == 0, result.output
-    printed = json.loads(result.stdout)
+    (printed,) = json.loads(result.stdout)["volumes"]
     assert [row["label"] for row in printed["results"]] == ["tv", "treg-control", "treg"]
     assert [row["nfe"] > 0 for row in printed["results"]] == [False, False, True]
-    sidecar = json.loads((tmp_path / "scan_rec-treg.json").read_text())
+    assert all(row["seconds"] > 0 and row["residual"] > 0 for row in printed["results"])
+    assert (printed["input"], printed["status"], printed["error"], printed["slices"]) == ("scan.h5", "done", None, 1)
+    folder = tmp_path / "sub-scan" / "anat"
+    assert [Path(row["sidecar_path"]) for row in printed["results"]] == [
+        folder / f"sub-scan_rec-{name}.json" for name in ("tv_image", "treg_desc-control_image", "treg_image")
+    ]
+    assert all(Path(row["image_path"]).is_file() for row in printed["results"])
+    assert Path(printed["figure"]) == folder / "sub-scan_rec-treg_image.png"
+    assert Path(printed["page"]) == tmp_path / "sub-scan_rec-treg_image.html"
+    sidecar = json.loads((folder / "sub-scan_rec-treg_image.json").read_text())
     assert sidecar["prior"]["name"] == tiny_prior_folder.name
     assert sidecar["slices"][0]["settings"]["steps"] == 2
-    control = json.loads((tmp_path / "scan_rec-treg-control.json").read_text())
+    control = json.loads((folder / "sub-scan_rec-treg_desc-control_image.json").read_text())
     assert control["prior"]["name"] is None
 
 
@@ -114,7 +142,8 @@ def test_same_seed_gives_the_same_file_whatever_else_is_reconstructed(
     for name, slices in (("all", "0:3"), ("last", "2")):
         result = run("reconstruct", scan, "-o", tmp_path / name, *common, "--slices", slices)
         assert result.exit_code == 0, result.output
-    volumes = [nib.load(tmp_path / name / "scan_rec-treg.nii.gz").get_fdata() for name in ("all", "last")]
+    place = Path("sub-scan", "anat", "sub-scan_rec-treg_image.nii.gz")
+    volumes = [nib.load(tmp_path / name / place).get_fdata() for name in ("all", "last")]
     assert np.array_equal(volumes[0][..., 2], volumes[1][..., 0])
 
 
@@ -123,7 +152,8 @@ def test_text_of_the_header_is_used_and_said(volume: Path, tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     assert "T2-weighted brain MRI" in result.stderr
     assert "simulated" in result.stderr
-    sidecar = json.loads((tmp_path / "brain_T2w_rec-zero-filled.json").read_text())
+    assert outputs(tmp_path).keys() == tree_of("brainT2w", "zerofilled", "T2w")
+    sidecar = json.loads((tmp_path / "sub-brainT2w" / "anat" / "sub-brainT2w_rec-zerofilled_T2w.json").read_text())
     assert "T2-weighted brain MRI" in sidecar["text"]
     assert sidecar["input"]["simulated"] is True
 
@@ -216,7 +246,13 @@ def test_bad_file(case: str, command: str, tmp_path: Path) -> None:
     before = contents(tmp_path)
     rest = () if command == "check" else ("--out", tmp_path / "out", *FAST)
     assert_one_line(run(command, file, *rest), name, code)
-    assert contents(tmp_path) == before
+    after = outputs(tmp_path / "out")
+    assert after == {}
+    assert {k: v for k, v in contents(tmp_path).items() if not k.startswith("out/")} == before
+    if command == "reconstruct" and case != "folder":
+        entries, damaged = RunIndex(OutputTree(tmp_path / "out")).read()
+        assert damaged == 0
+        assert [(e["status"], e["input"], e["error"]) for e in entries] == [("failed", file.name, name)]
 
 
 BAD_OPTIONS: dict[str, tuple[tuple[object, ...], str, int]] = {
@@ -240,6 +276,13 @@ BAD_OPTIONS: dict[str, tuple[tuple[object, ...], str, int]] = {
 def test_bad_option(case: str, scan: Path, tmp_path: Path) -> None:
     options, name, code = BAD_OPTIONS[case]
     assert_one_line(run("reconstruct", scan, "--out", tmp_path, *options), name, code)
+    assert outputs(tmp_path) == {}
+
+
+@pytest.mark.parametrize("case", ["unknown solver", "unknown preset", "unknown setting", "long text", "device"])
+def test_what_is_wrong_without_a_scan_leaves_nothing_at_all(case: str, scan: Path, tmp_path: Path) -> None:
+    options, _, code = BAD_OPTIONS[case]
+    assert run("reconstruct", scan, "--out", tmp_path, *options).exit_code == code
     assert contents(tmp_path) == {}
 
 
@@ -252,20 +295,23 @@ def test_unwritable_folder(scan: Path, tmp_path: Path) -> None:
     assert contents(tmp_path) == {"file": b"keep me"}
 
 
-def test_existing_results_are_kept(scan: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "scan_rec-zero-filled.nii.gz"
+@pytest.mark.parametrize("ending", [".nii.gz", ".json"])
+def test_existing_results_are_kept(ending: str, scan: Path, tmp_path: Path) -> None:
+    stem = tmp_path / "sub-scan" / "anat" / "sub-scan_rec-zerofilled_image"
+    stem.parent.mkdir(parents=True)
+    kept = stem.with_suffix(ending)
     kept.write_bytes(b"precious")
     assert_one_line(run("reconstruct", scan, "--out", tmp_path, *FAST), "ResourceError", 5)
-    assert contents(tmp_path) == {kept.name: b"precious"}
+    assert outputs(tmp_path) == {kept.relative_to(tmp_path).as_posix(): b"precious"}
     result = run("reconstruct", scan, "--out", tmp_path, *FAST, "--overwrite")
     assert result.exit_code == 0, result.output
-    assert is_complete(tmp_path / "scan_rec-zero-filled.json")
+    assert is_complete(stem.with_suffix(".json"))
 
 
-def _fails_at_second_slice(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    import treg_med.volume
+def _fails_at_second_slice(error: BaseException, patch: pytest.MonkeyPatch) -> None:
+    from treg_med.runs import volume_worker
 
-    real = treg_med.volume.reconstruct
+    real = volume_worker.reconstruct
     calls: list[int] = []
 
     def fail(*arguments: object, **keywords: object) -> object:
@@ -274,27 +320,49 @@ def _fails_at_second_slice(error: BaseException, monkeypatch: pytest.MonkeyPatch
             raise error
         return real(*arguments, **keywords)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(treg_med.volume, "reconstruct", fail)
+    patch.setattr(volume_worker, "reconstruct", fail)
 
 
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
         (KeyboardInterrupt(), 130, "Interrupted"),
-        (RuntimeError("boom"), 1, "please report"),
+        (RuntimeError("boom"), 1, "boom; this is a defect: please report"),
         (MemoryError(), 5, "out of memory"),
     ],
 )
 def test_interruption_and_defects_leave_what_was_there(
     error: BaseException, code: int, words: str, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "scan_rec-zero-filled.json").write_text("old")
-    _fails_at_second_slice(error, monkeypatch)
-    result = run("reconstruct", scan, "--out", tmp_path, *FAST, "--overwrite")
+    common = ("reconstruct", scan, "--out", tmp_path, *FAST)
+    assert run(*common, "--seed", 1).exit_code == 0
+    before = outputs(tmp_path)
+    with monkeypatch.context() as patch:
+        _fails_at_second_slice(error, patch)
+        result = run(*common, "--overwrite")
     assert result.exit_code == code
     assert words in result.stderr
     assert "Traceback" not in result.output
-    assert contents(tmp_path) == {"scan_rec-zero-filled.json": b"old"}
+    after = outputs(tmp_path)
+    assert before.items() <= after.items()
+    assert [Path(name).name for name in after.keys() - before.keys()] == ["00000.safetensors"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("boom"), MemoryError()], ids=repr)
+def test_the_same_command_goes_on_where_it_was_stopped(
+    error: BaseException, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("reconstruct", scan, "--out", tmp_path / "whole", *FAST).exit_code == 0
+    common = ("reconstruct", scan, "--out", tmp_path / "out", *FAST)
+    with monkeypatch.context() as patch:
+        _fails_at_second_slice(error, patch)
+        assert run(*common).exit_code != 0
+    assert [Path(name).name for name in outputs(tmp_path / "out")] == ["00000.safetensors"]
+    result = run(*common)
+    assert result.exit_code == 0, result.output
+    assert "slice 1/3" not in result.stderr
+    assert "slice 2/3" in result.stderr
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -311,36 +379,6 @@ def test_file_name_cannot_move_the_cursor(tmp_path: Path) -> None:
 # --- options
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (None, [0, 1, 2, 3, 4]),
-        ("3", [3]),
-        ("-1", [4]),
-        ("1:3", [1, 2]),
-        ("::2", [0, 2, 4]),
-        ("::-1", [0, 1, 2, 3, 4]),
-    ],
-)
-def test_slices(text: str | None, expected: list[int]) -> None:
-    assert parse_slices(text, 5) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        ("5", GeometryError),
-        ("3:3", GeometryError),
-        ("", ConfigError),
-        ("1:2:3:4", ConfigError),
-        ("::0", ConfigError),
-    ],
-)
-def test_bad_slices(text: str, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        parse_slices(text, 5)
-
-
 def test_pairs_are_json_or_words() -> None:
     assert parse_pairs("--set", ["a=1", "b=0.5", "c=true", "d=word", "e=null"]) == {
         "a": 1,
@@ -349,10 +387,3 @@ def test_pairs_are_json_or_words() -> None:
         "d": "word",
         "e": None,
     }
-
-
-def test_steps_go_to_the_setting_of_the_solver() -> None:
-    assert parse_settings("treg", [], 3) == {"steps": 3}
-    assert parse_settings("tv", [], 3) == {"max_iterations": 3}
-    with pytest.raises(ConfigError, match="zero-filled"):
-        parse_settings("zero-filled", [], 3)

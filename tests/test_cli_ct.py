@@ -22,7 +22,7 @@ from tests.data.ct_files import (
     write_htc,
     write_sinogram,
 )
-from tests.test_cli import assert_one_line, contents, run
+from tests.test_cli import assert_one_line, contents, outputs, run, tree_of
 from treg_med.data import RESEARCH_ONLY, is_complete, open_scan, simulate_scan
 from treg_med.data.phantoms import phantom_volume
 from treg_med.operators import MU_WATER
@@ -172,6 +172,10 @@ def test_a_measurement_is_not_simulated_again(disc: Path, scan: Path, tmp_path: 
 # --- reconstruct
 
 
+def _sidecar(folder: Path, subject: str, rec: str) -> Path:
+    return folder / f"sub-{subject}" / "ct" / f"sub-{subject}_rec-{rec}_ct.json"
+
+
 @pytest.mark.parametrize("solver", [("fbp",), ("pwls-tv", "--steps", 10)], ids=lambda s: s[0])
 def test_reconstruct_writes_hounsfield_units_where_the_volume_lay(
     solver: tuple[object, ...], scan: Path, volume: Path, tmp_path: Path
@@ -180,14 +184,15 @@ def test_reconstruct_writes_hounsfield_units_where_the_volume_lay(
     assert result.exit_code == 0, result.output
     assert "Axial CT slice of the chest" in result.stderr
     assert "inverse crime" in result.stderr
-    stem = f"scan_rec-{solver[0]}"
-    assert set(contents(tmp_path)) == {f"{stem}{end}" for end in (".nii.gz", ".json", ".png")}
-    assert is_complete(tmp_path / f"{stem}.json")
-    sidecar = json.loads((tmp_path / f"{stem}.json").read_text())
+    rec = str(solver[0]).replace("-", "")
+    assert outputs(tmp_path).keys() == tree_of("scan", rec, "ct", "ct")
+    stem = tmp_path / "sub-scan" / "ct" / f"sub-scan_rec-{rec}_ct"
+    assert is_complete(stem.with_suffix(".json"))
+    sidecar = json.loads(stem.with_suffix(".json").read_text())
     assert (sidecar["unit"], sidecar["mu_water_per_mm"]) == ("HU", MU_WATER)
     assert sidecar["input"]["views"] == 40
     assert sidecar["input"]["simulated"] is True
-    before, after = nib.load(volume), nib.load(tmp_path / f"{stem}.nii.gz")
+    before, after = nib.load(volume), nib.load(stem.with_suffix(".nii.gz"))
     assert np.allclose(after.affine[:3, :3], before.affine[:3, :3])
     assert np.allclose(after.affine[:3, 3] - before.affine[:3, 3], (0, 0, 8))
     truth, image = before.get_fdata()[..., 1:], after.get_fdata()
@@ -200,8 +205,10 @@ def test_the_disc_gets_no_prior_by_itself(disc: Path, tmp_path: Path) -> None:
     result = run("reconstruct", disc, "--out", tmp_path, "--steps", 3, "--reader", "image_size=64", "--json")
     assert result.exit_code == 0, result.output
     assert "no medical prior applies to this scan: solver pwls-tv" in result.stderr
-    assert [row["label"] for row in json.loads(result.stdout)["results"]] == ["pwls-tv"]
-    sidecar = json.loads((tmp_path / "htc2022_disc_rec-pwls-tv.json").read_text())
+    (printed,) = json.loads(result.stdout)["volumes"]
+    assert [row["label"] for row in printed["results"]] == ["pwls-tv"]
+    assert any("no medical prior applies" in note for note in printed["notes"])
+    sidecar = json.loads(_sidecar(tmp_path, "htc2022disc", "pwlstv").read_text())
     assert sidecar["unit"] == "1/mm"
     assert sidecar["text"] is None
     assert sidecar["prior"] == {"name": None, "sha256": None}
@@ -210,12 +217,12 @@ def test_the_disc_gets_no_prior_by_itself(disc: Path, tmp_path: Path) -> None:
 def test_fewer_views_are_written_down(disc: Path, tmp_path: Path) -> None:
     reader = ("--reader", "arc=90", "--reader", "image_size=64")
     assert run("reconstruct", disc, "--out", tmp_path, *FAST, *reader).exit_code == 0
-    sidecar = json.loads((tmp_path / "htc2022_disc_rec-fbp.json").read_text())
+    sidecar = json.loads(_sidecar(tmp_path, "htc2022disc", "fbp").read_text())
     assert "missing wedge" in sidecar["input"]["missing"]
     assert {"views": 15, "of_views": 60}.items() <= sidecar["input"]["operations"][-1].items()
     result = run("reconstruct", disc, "--out", tmp_path / "more", *FAST, "--reader", "views=61")
     assert_one_line(result, "ConfigError", 2)
-    assert contents(tmp_path / "more") == {}
+    assert outputs(tmp_path / "more") == {}
 
 
 def test_a_method_of_ct_is_none_of_mr(tmp_path: Path) -> None:
@@ -223,7 +230,7 @@ def test_a_method_of_ct_is_none_of_mr(tmp_path: Path) -> None:
     for solver in ("fbp", "sirt"):
         result = run("reconstruct", kspace, "--out", tmp_path / "out", "--solver", solver)
         assert_one_line(result, "ConfigError", 2)
-    assert contents(tmp_path / "out") == {}
+    assert outputs(tmp_path / "out") == {}
 
 
 # --- bad input: an error with its fix, or a warning; nothing in silence
@@ -358,7 +365,8 @@ def test_bad_file(case: str, tmp_path: Path) -> None:
         result = run(*rest)
         assert_one_line(result, bad.error, bad.code)
         assert bad.words in result.stderr
-        assert contents(tmp_path) == before
+        assert outputs(tmp_path / "out") == {}
+        assert {k: v for k, v in contents(tmp_path).items() if not k.startswith("out/")} == before
 
 
 DOUBTFUL_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -393,9 +401,9 @@ def test_what_is_said_stands_beside_the_image(tmp_path: Path) -> None:
     file = _hounsfield(padding=-3024.0)(tmp_path)
     result = run("reconstruct", file, "--out", tmp_path / "out", *FAST, "--reader", "views=20", "--slices", 0)
     assert result.exit_code == 0, result.output
-    sidecar = json.loads((tmp_path / "out" / "chest_rec-fbp.json").read_text())
-    assert any("set to air" in warning for warning in sidecar["warnings"])
-    assert nib.load(tmp_path / "out" / "chest_rec-fbp.nii.gz").get_fdata().min() > -1500
+    path = _sidecar(tmp_path / "out", "chest", "fbp")
+    assert any("set to air" in warning for warning in json.loads(path.read_text())["warnings"])
+    assert nib.load(path.with_suffix(".nii.gz")).get_fdata().min() > -1500
 
 
 @pytest.mark.parametrize("angles", [np.deg2rad(DEGREES), np.deg2rad(DEGREES)[::-1].copy()], ids=["up", "down"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import field, fields
 from functools import lru_cache
 from typing import Any
@@ -51,7 +51,7 @@ def check_settings(obj: Any) -> None:
     ConfigError
         Naming the setting, what was expected and what came.
     """
-    hints = _hints(type(obj))
+    hints = _hints(typing.cast(Hashable, type(obj)))
     for entry in fields(obj):
         value = getattr(obj, entry.name)
         where = f"{type(obj).__name__}.{entry.name}"
@@ -61,7 +61,7 @@ def check_settings(obj: Any) -> None:
 
 
 @lru_cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Hashable) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 

@@ -28,6 +28,7 @@ from treg_med.data import (
 )
 from treg_med.data.atomic import StagedFiles, safe_name
 from treg_med.data.phantoms import phantom_volume, write_nifti
+from treg_med.data.writer import is_reconstruction
 from treg_med.errors import ConfigError, GeometryError, NumericsError, ResourceError
 
 
@@ -145,6 +146,19 @@ def test_the_same_run_gives_the_same_bytes(measurement: Measurement, out: Path) 
             w.add(_rec(measurement, seconds=seconds, peak_memory_mb=seconds))
     for end in (".nii.gz", ".json"):
         assert (out / "a" / f"scan{end}").read_bytes() == (out / "b" / f"scan{end}").read_bytes()
+
+
+def test_an_image_of_ours_is_known_by_its_header(measurement: Measurement, out: Path) -> None:
+    with VolumeWriter(out, "scan") as writer:
+        writer.add(_rec(measurement))
+    assert is_reconstruction(writer.image_path)
+    whole = writer.image_path.read_bytes()
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)), out / "other.nii.gz")
+    for name, content in (("cut", whole[:40]), ("text", b"precious"), ("empty", b""), ("gzip", gzip.compress(b"x"))):
+        (out / f"{name}.nii.gz").write_bytes(content)
+    others = [path for path in out.glob("*.nii.gz") if path != writer.image_path]
+    assert len(others) == 5
+    assert not any(is_reconstruction(path) for path in [*others, out / "missing.nii.gz", out])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])

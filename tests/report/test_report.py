@@ -207,7 +207,7 @@ def test_reconstruct_warns_of_words_that_are_not_followed(tiny_prior_folder: Pat
     assert result.exit_code == 0, result.output
     expected = "the prior is known not to follow words about side (right beats wrong on 52 % of 96 slices)"
     assert expected in result.stderr
-    assert expected in (tmp_path / "out" / "scan_rec-treg.json").read_text()
+    assert expected in (tmp_path / "out/sub-scan/anat/sub-scan_rec-treg_image.json").read_text()
 
 
 def test_slices_of_unknown_subjects_and_other_splits_are_left_out(slices_file: Path) -> None:

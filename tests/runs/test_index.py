@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
@@ -14,8 +13,6 @@ import pytest
 from treg_med.errors import ResourceError
 from treg_med.runs.index import RunIndex
 from treg_med.runs.tree import WORK, OutputTree
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -125,15 +122,14 @@ def test_an_index_that_cannot_be_read_or_written(index: RunIndex) -> None:
             use()
 
 
-def test_two_processes_share_it(index: RunIndex, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from treg_med.runs.index import RunIndex;"
-        "from treg_med.runs.tree import OutputTree; index = RunIndex(OutputTree(Path(sys.argv[1])));"
-        "[index.append({'input': f'{sys.argv[2]}{k}', 'filler': 'x' * 5000}) for k in range(20)]"
-    )
-    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], cwd=ROOT) for name in "ab"]
-    assert [process.wait(60) for process in both] == [0, 0]
-    entries, damaged = index.read()
-    assert damaged == 0
-    assert sorted(e["input"] for e in entries) == sorted(f"{name}{k}" for name in "ab" for k in range(20))
+def test_several_writers_share_it(index: RunIndex, tmp_path: Path) -> None:
+    def write(name: str) -> None:
+        own = RunIndex(OutputTree(tmp_path))
+        for number in range(10):
+            own.append({"input": f"{name}{number}", "filler": "x" * 5000})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, "abcd"))
+    assert index.read()[1] == 0
+    assert sorted(map(str, inputs(index))) == sorted(f"{name}{number}" for name in "abcd" for number in range(10))
     assert all(json.loads(line) for line in index.path.read_text().splitlines())

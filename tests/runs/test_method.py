@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import pytest
+from torch import Tensor
 
 from treg_med.data.plain import plain
 from treg_med.data.prompts import ScanWords
 from treg_med.data.source import ScanHeader
 from treg_med.errors import ConfigError
 from treg_med.runs.method import Method, MethodChoice, with_controls
+from treg_med.settings import setting
+from treg_med.solvers import Problem, Solver, registry
 
 
 def header(*, views: int | None = None, medical: bool = True, **words: str) -> ScanHeader:
@@ -77,8 +81,27 @@ def test_comparisons_stand_before_a_learned_method() -> None:
     assert method.settings == {"steps": 3}
 
 
-def test_a_learned_method_without_control_has_its_start() -> None:
-    method = Method("ldps", "ldps")
+@dataclass(frozen=True, kw_only=True)
+class Bare(Solver):
+    """A learned solver that cannot run without its prior, and has iterations."""
+
+    name = "bare"
+    needs_prior = True
+    iterations: int = setting(5, minimum=1)
+
+    def solve(self, problem: Problem) -> Tensor:
+        return problem.operator.adjoint(problem.y)
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(registry, "_ADDRESSES", dict(registry._ADDRESSES))
+    registry.register_solver("bare", f"{__name__}:Bare")
+    return "bare"
+
+
+def test_a_learned_method_without_control_has_its_start(bare: str) -> None:
+    method = Method("bare", bare)
     assert not method.has_control
     assert with_controls(method) == (Method("tv", "tv"), method)
 
@@ -134,9 +157,10 @@ def test_settings_and_samples_reach_the_method() -> None:
 
 
 @pytest.mark.parametrize(
-    ("solver", "name"), [("treg", "steps"), ("tv", "max_iterations"), ("sirt", "iterations"), ("ldps", "steps")]
+    ("solver", "name"),
+    [("treg", "steps"), ("dds", "steps"), ("tv", "max_iterations"), ("sirt", "max_iterations"), ("bare", "iterations")],
 )
-def test_steps_go_to_the_setting_of_the_solver(solver: str, name: str) -> None:
+def test_steps_go_to_the_setting_of_the_solver(solver: str, name: str, bare: str) -> None:
     choice = MethodChoice(solver, steps=3)
     choice.check()
     assert choice.methods(CT if solver == "sirt" else MRI)[0][-1].settings == {name: 3}

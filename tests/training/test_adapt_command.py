@@ -43,8 +43,9 @@ def test_adapted_prior_is_used_merged_and_named(
     for name, prior in (("on_top", (*base, *adapters)), ("merged", ("--prior", tmp_path / "merged")), ("plain", base)):
         result = run(*common, *prior, "-o", tmp_path / "out" / name)
         assert result.exit_code == 0, result.output
+    place = "sub-scan/anat/sub-scan_rec-treg_image"
     images, sidecars = (
-        {name: read(tmp_path / "out" / name / f"scan_rec-treg.{end}") for name in ("on_top", "merged", "plain")}
+        {name: read(tmp_path / "out" / name / f"{place}.{end}") for name in ("on_top", "merged", "plain")}
         for read, end in (
             (lambda p: nib.load(p).get_fdata(), "nii.gz"),
             (lambda p: json.loads(p.read_text()), "json"),

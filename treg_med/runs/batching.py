@@ -11,8 +11,8 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from functools import cached_property, partial
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -29,7 +29,6 @@ from treg_med.runs.batched_prior import (
     answer_together,
     is_out_of_memory,
 )
-from treg_med.solvers.prior_space import PriorSpace
 
 __all__ = ["AdaptiveBatch", "BatchedPrior", "solve_batch"]
 
@@ -41,12 +40,6 @@ _Modes = Callable[[], Any]
 _NETWORK_BATCH = 8
 # After Ctrl-C: long enough for a step of a solver, short enough for a person.
 _GRACE_SECONDS = 2.0
-
-# Before Python 3.12 a cached property holds one lock for all objects of its class while it is computed. This one asks a
-# network: the first slice would wait for the others while they wait for its lock.
-_gain = vars(PriorSpace)["gain"]
-if isinstance(_gain, cached_property):
-    _gain.lock = nullcontext()  # type: ignore[attr-defined]
 
 
 class _Stopped(BaseException):
@@ -275,7 +268,7 @@ class AdaptiveBatch:
         shortage: _Shortage | None = None
         for (index, _), result in zip(chosen, found, strict=True):
             if isinstance(result, Exception) and is_out_of_memory(result):
-                message = str(result).partition("\n")[0]
+                message = str(result).partition("\n")[0] or type(result).__name__
                 shortage = shortage or _Shortage(isinstance(result, NetworkOutOfMemory), message)
             else:
                 results[index] = result

@@ -6,6 +6,7 @@ another one ended.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -155,10 +156,13 @@ class VolumeWorker:
         for group in _read_ahead(scan, wanted, self._batch.size):
             for each in plan.todo:
                 chosen = [(i, m) for i, m in group if i in missing[each.stem]]
+                began = time.perf_counter()
                 results = self._run(each.method, chosen, plan)
+                # Slices in flight together take turns: none has a time of its own.
+                seconds = (time.perf_counter() - began) / max(1, len(chosen))
                 for (index, _), result in zip(chosen, results, strict=True):
                     if isinstance(result, Reconstruction):
-                        stores[each.stem].put(SliceRecord.of(result, index))
+                        stores[each.stem].put(SliceRecord.of(replace(result, seconds=seconds), index))
                 # Only now: what was finished beside a slice that failed is not lost.
                 for error in (result for result in results if isinstance(result, Exception)):
                     raise error

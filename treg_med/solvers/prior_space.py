@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -71,6 +70,7 @@ class PriorSpace:
         self.numbers = measured_samples(self.operator) * (2 if problem.y.is_complex() else 1)
         self.step = 0
         self._conditions: dict[str, Tensor] = {}
+        self._gain: float | None = None
 
     def misfit(self, image: Tensor) -> Tensor:
         """Return ``B(x) - b``, ``(n, *range)``; differentiable."""
@@ -199,10 +199,13 @@ class PriorSpace:
         grey = torch.zeros(*self.batch_shape, *self.codec.shape, device=self.problem.y.device)
         return self.encode(self.codec.place(grey.to(self.noise_std.dtype)))
 
-    @cached_property
+    @property
     def gain(self) -> float:
         """Latent noise per unit of white image noise."""
-        return encoder_gain(self.prior, self.decode(self.blank_latent()))
+        # No cached_property: before Python 3.12 its lock is held while the network is asked, for all slices in flight.
+        if self._gain is None:
+            self._gain = encoder_gain(self.prior, self.decode(self.blank_latent()))
+        return self._gain
 
     def image_noise(self, step: DDIMStep) -> Tensor:
         """Return the noise of the image behind a latent of the step's level, ``(n,)``."""
