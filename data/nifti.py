@@ -114,7 +114,7 @@ class NiftiVolume:
     xyzt_units: int
 
     @classmethod
-    def read(cls, path: Path, volume: int | None = None) -> NiftiVolume:
+    def read(cls, path: Path, volume: int | None = None, *, finite: bool = True) -> NiftiVolume:
         """Read a volume.
 
         Parameters
@@ -123,12 +123,14 @@ class NiftiVolume:
             ``.nii`` or gzipped, whatever it is called.
         volume
             Which one of a 4-D file.
+        finite
+            Refuse NaN and Inf; False keeps them, for those who count them.
 
         Raises
         ------
         FormatError, GeometryError, NumericsError, UnsafeFileError, ResourceError
-            If the header is damaged, the shape or affine is unusable, values are not finite, or the file is a
-            bomb.
+            If the header is damaged, the shape or affine is unusable, values are not finite where they have to
+            be, or the file is a bomb.
         ConfigError
             If a 4-D file is read without ``volume``, or the number is out of range.
         """
@@ -147,7 +149,7 @@ class NiftiVolume:
                 f"expected lengths in m, mm or um (xyzt_units 1, 2 or 3), got code {units & 7}; repair the "
                 "header"
             )
-        if not np.isfinite(values).all():
+        if finite and not np.isfinite(values).all():
             first = tuple(int(v) for v in np.argwhere(~np.isfinite(values))[0])
             raise NumericsError(
                 f"expected finite values, got {int((~np.isfinite(values)).sum())} NaN or Inf voxels, the "

@@ -22,7 +22,7 @@ def test_two_set_up_commands_of_one_line_each(readme: str) -> None:
     assert len(commands) == 2
     assert all("\n" not in command and "pip install -c constraints.txt" in command for command in commands)
     assert commands[0].endswith("treg-med demo")
-    assert commands[1].endswith("pytest")
+    assert commands[1].endswith("pytest -n 2")
 
 
 def test_continuous_integration_runs_the_test_command(readme: str, repository: Path) -> None:

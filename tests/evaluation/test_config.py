@@ -137,3 +137,13 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "large.yaml").write_text("#" * (2**20 + 1))
     with pytest.raises(FormatError, match="at most"):
         read_config(tmp_path / "large.yaml")
+
+
+def test_masks_and_boxes(tmp_path: Path) -> None:
+    text = MINIMAL.replace("brain,", "brain, masks: seg/*.nii.gz, boxes: brain.csv,")
+    dataset = read(tmp_path, text).settings.datasets[0]
+    assert (dataset.masks, dataset.boxes) == (["seg/*.nii.gz"], "brain.csv")
+    dataset = read(tmp_path, MINIMAL).settings.datasets[0]
+    assert (dataset.masks, dataset.boxes) == (None, None)
+    assert "did you mean 'masks'" in refused(tmp_path, MINIMAL.replace("brain,", "brain, mask: seg,"))
+    assert "datasets[0].boxes" in refused(tmp_path, MINIMAL.replace("brain,", "brain, boxes: [a.csv],"))

@@ -16,6 +16,7 @@ from treg_med.evaluation.config import (
     PredictionConfig,
 )
 from treg_med.evaluation.datasets import ScanFile, find_predictions, find_scans
+from treg_med.evaluation.regions import Box
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -144,3 +145,55 @@ def test_predictions_of_nobody_are_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "scans/p1.h5", "out/q1.nii.gz")
     with pytest.raises(ConfigError, match="named like the scans"):
         predictions(tmp_path, "out/*.nii.gz")
+
+
+def masks_of(root: Path, files: str, masks: str) -> dict[str, str | None]:
+    scans = scans_of(root, files, masks=masks)
+    return {scan.path.name: scan.mask and scan.mask.relative_to(root).as_posix() for scan in scans}
+
+
+def test_masks_by_name_and_by_subject_without_the_words_of_masks(tmp_path: Path) -> None:
+    touch(tmp_path, "scans/p1_T2.nii.gz", "scans/p1_FLAIR.nii.gz", "scans/p2_FLAIR.nii.gz", "scans/p3_T1.nii.gz")
+    touch(tmp_path, "seg/p1_FLAIR_lesions.nii.gz", "seg/p2-mask.nii.gz", "seg/p9_seg.nii.gz")
+    expected = {
+        "p1_FLAIR.nii.gz": "seg/p1_FLAIR_lesions.nii.gz",
+        "p1_T2.nii.gz": None,
+        "p2_FLAIR.nii.gz": "seg/p2-mask.nii.gz",
+        "p3_T1.nii.gz": None,
+    }
+    assert masks_of(tmp_path, "scans/*", "seg/*") == expected
+    assert masks_of(tmp_path, "scans/*", "seg") == expected
+    assert not any(scan.has_regions for scan in scans_of(tmp_path, "scans/*"))
+    touch(tmp_path, "bids/sub-1_T2w.nii.gz", "bids/out/sub-1_label-WM_mask.nii.gz")
+    assert masks_of(tmp_path, "bids/*.nii.gz", "bids") == {"sub-1_T2w.nii.gz": "bids/out/sub-1_label-WM_mask.nii.gz"}
+
+
+def test_a_folder_of_masks_need_not_say_so_in_every_name(tmp_path: Path) -> None:
+    touch(tmp_path, "scans/p1.nii.gz", "lesion/p1.nii.gz")
+    assert masks_of(tmp_path, "scans/*", "lesion") == {"p1.nii.gz": "lesion/p1.nii.gz"}
+
+
+def test_masks_that_cannot_be_used(tmp_path: Path) -> None:
+    touch(tmp_path, "scans/p1.nii.gz", "seg/p1_mask.nii.gz", "seg/p1_roi.nii.gz", "h5/p1.h5")
+    with pytest.raises(ConfigError, match="'brain': masks: expected one file for 'p1.nii.gz', got 2"):
+        scans_of(tmp_path, "scans/*", masks="seg/*")
+    with pytest.raises(ConfigError, match="masks: expected masks that match"):
+        scans_of(tmp_path, "scans/*", masks="segs/*")
+    with pytest.raises(FormatError, match="NIfTI volume as mask"):
+        scans_of(tmp_path, "scans/*", masks="h5/*")
+
+
+def test_boxes_by_the_name_of_the_file(tmp_path: Path) -> None:
+    touch(tmp_path, "scans/file_a.h5", "scans/file_b.h5")
+    header = "file,slice,study_level,x,y,width,height,label\n"
+    (tmp_path / "brain.csv").write_text(header + "file_a,1,No,3,5,4,10,Mass\nfile_c,1,No,3,5,4,10,Mass\n")
+    first, second = scans_of(tmp_path, "scans/*", boxes="brain.csv")
+    assert first.boxes == (Box("file_a", 1, 3, 5, 4, 10, "Mass"),) and first.has_regions
+    assert second.boxes == () and not second.has_regions
+    (tmp_path / "other.csv").write_text(header + "file_c,1,No,3,5,4,10,Mass\n")
+    with pytest.raises(ConfigError, match=r"boxes: .*such as 'file_a', got those of file_c"):
+        scans_of(tmp_path, "scans/*", boxes="other.csv")
+    (tmp_path / "normal.csv").write_text(header + "file_b,0,Yes,,,,,Normal for age\n")
+    assert [scan.boxes for scan in scans_of(tmp_path, "scans/*", boxes="normal.csv")] == [(), ()]
+    with pytest.raises(ResourceError, match="readable table"):
+        scans_of(tmp_path, "scans/*", boxes="none.csv")

@@ -12,7 +12,7 @@ from treg_med.data import open_scan, simulate_scan
 from treg_med.data.nifti import NiftiVolume
 from treg_med.data.orientation import to_volume
 from treg_med.data.phantoms import phantom_volume
-from treg_med.errors import ConfigError, GeometryError
+from treg_med.errors import ConfigError, GeometryError, NumericsError
 from treg_med.evaluation.references import read_reference
 from treg_med.evaluation.slice_grid import SliceGrid
 
@@ -135,3 +135,14 @@ def test_a_scan_without_a_reference(tmp_path: Path) -> None:
         del file["target"]
     with open_scan(path) as scan, pytest.raises(ConfigError, match="holds no reference"):
         read_reference(scan, (0,))
+
+
+def test_a_volume_with_nan_is_read_where_it_is_asked_for(volume: Path, tmp_path: Path) -> None:
+    values = NiftiVolume.read(volume).values.copy()
+    values[0, 0, 0], values[1, 0, 0] = np.nan, np.inf
+    path = save(tmp_path / "nan.nii.gz", values, AFFINE)
+    with pytest.raises(NumericsError, match="2 NaN or Inf"):
+        NiftiVolume.read(path)
+    np.testing.assert_array_equal(NiftiVolume.read(path, finite=False).values, values)
+    with open_scan(volume) as scan, pytest.raises(NumericsError):
+        read_reference(scan, (0,), path)

@@ -13,8 +13,10 @@ import pytest
 
 from tests.evaluation.rows import GAINS, Row, row, table
 from treg_med.errors import ConfigError, FormatError
+from treg_med.evaluation.report import markdown_table
 from treg_med.evaluation.subject_values import SubjectValues
 from treg_med.evaluation.summary import main_arm, summarise
+from treg_med.evaluation.summary_tables import sections
 
 FEW = 199
 
@@ -270,3 +272,47 @@ def test_memory_does_not_grow_with_slices() -> None:
 
     peak(10)
     assert peak(2000) < peak(20) + 50_000
+
+
+def regions(label: str, cases: int, **changed: Any) -> list[Row]:
+    rows = []
+    for index in range(cases):
+        for method, psnr in (("tv", 20.0 + index), ("net", 21.0 + index)):
+            rows.append(row(f"{index:02d}", method, protocol="region", mask=label, psnr_roi=psnr) | changed)
+    return rows
+
+
+def test_regions_are_kept_apart() -> None:
+    rows = [*regions("mask", 2), *regions("box: Mass", 10, psnr_roi=1.0), *table(2)]
+    found = summarise(rows, compare_to="tv", resamples=FEW)
+    groups = {g["region"]: g for g in found["groups"] if g["metric"] == "psnr_roi"}
+    assert set(groups) == {"mask", "box: Mass"}
+    assert cell(groups["mask"], "net")["mean"] == pytest.approx(21.5)
+    assert cell(groups["box: Mass"], "net")["mean"] == 1.0
+    assert groups["mask"]["conditions"] == [{"crop": None, "mask": "mask"}]
+    assert {g["region"] for g in found["groups"] if g["protocol"] == "fastmri"} == {None}
+    titles = [section.title for section in sections(found)]
+    assert "brain · mc-r4 · region (version 1) · box: Mass · volume level" in titles
+    assert "brain · mc-r4 · fastmri (version 1) · volume level" in titles
+    json.dumps(found, allow_nan=False)
+
+
+def test_labels_with_few_cases_have_no_mean() -> None:
+    # A mask has no label: what it is of was decided by whoever drew it.
+    rows = [*regions("box: Mass", 9), *regions("box: Edema", 10), *regions("mask", 1), *table(2)]
+    found = summarise(rows, resamples=FEW)
+    assert {g["region"] for g in found["groups"]} == {None, "mask", "box: Edema"}
+    assert found["suppressed"] == [
+        {"dataset": "brain", "scenario": "mc-r4", "protocol": "region", "region": "box: Mass", "cases": 9}
+    ]
+    assert "box: Mass" not in markdown_table(found)
+    # Ten rows of five scans are five cases.
+    seeds = [row for seed in (0, 1) for row in regions("box: Mass", 5, seed=seed)]
+    assert [each["cases"] for each in summarise([*seeds, *table(2)], resamples=FEW)["suppressed"]] == [5]
+
+
+def test_the_same_region_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"region version 1, box: Mass, volume level\) twice"):
+        summarise([*regions("box: Mass", 1), *regions("box: Mass", 1)], resamples=FEW)
+    with pytest.raises(ConfigError, match="one version of protocol 'region'"):
+        summarise([*regions("box: Mass", 1), *regions("mask", 1, protocol_version=2)], resamples=FEW)

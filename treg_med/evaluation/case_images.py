@@ -13,12 +13,14 @@ from typing import Self
 
 from treg_med.data import open_scan
 from treg_med.data.nifti import NiftiVolume
-from treg_med.data.safe_hdf5 import sha256_of
+from treg_med.data.safe_hdf5 import check_readable_file, sha256_of
 from treg_med.data.source import ScanReader
 from treg_med.errors import FormatError, GeometryError, ResourceError
 from treg_med.evaluation.pairing import mirrored_axes
 from treg_med.evaluation.plan import Case, Variant
 from treg_med.evaluation.references import Reference, read_reference
+from treg_med.evaluation.region_scores import Region, read_regions
+from treg_med.evaluation.regions import PROTOCOL, VERSION
 from treg_med.evaluation.slice_grid import Images
 from treg_med.runs.names import output_name
 from treg_med.runs.slice_range import parse_slices
@@ -79,6 +81,17 @@ class CaseImages:
         return read_reference(self._scan, indices, self._case.scan.target)
 
     @cached_property
+    def regions(self) -> list[Region]:
+        """The regions of the reference's slices; the errors are those of `read_regions`."""
+        return read_regions(self._scan, self._case.scan, self.reference.grid)
+
+    @cached_property
+    def region_key(self) -> str:
+        """What the scores in regions depend on beside the images: changes whenever they would."""
+        mask, boxes = self._case.scan.mask, self._case.scan.boxes
+        return _key(f"{PROTOCOL} {VERSION}", "" if mask is None else sha256_of(check_readable_file(mask)), repr(boxes))
+
+    @cached_property
     def _scan(self) -> ScanReader:
         return self._stack.enter_context(open_scan(self._case.scan.path, **self._case.reader))
 
@@ -133,7 +146,7 @@ class CaseImages:
         return StoredVolume(prediction, _key(identity, self._target_identity, scan, how), identity, {})
 
     def images(self, variant: Variant, stored: StoredVolume) -> Images:
-        """Return the images (slices, H, W) of a variant on the grid of the reference.
+        """Return the images (slices, H, W) of a variant on the grid of the reference; they may hold NaN.
 
         Raises
         ------
@@ -142,7 +155,8 @@ class CaseImages:
         TregMedError
             As in `NiftiVolume.read`.
         """
-        images = self.reference.grid.slices_of(NiftiVolume.read(stored.image), stored.image.name)
+        volume = NiftiVolume.read(stored.image, finite=False)
+        images = self.reference.grid.slices_of(volume, stored.image.name)
         if variant.label in self._case.predictions or self._case.scan.target is not None:
             _refuse_mirrored(images, self.reference, stored.image.name)
         return images

@@ -66,7 +66,8 @@ class DatasetConfig(_Strict):
 
     ``files``: globs, or a (BIDS) folder; ``subject``: a regular expression with one group on the path relative to the
     configuration; ``captions``: a ``captions.jsonl``, or its folder; ``slices``: as in Python; ``target``: ``scan``
-    (the reference that a scan holds or was simulated from), or a glob of NIfTI volumes.
+    (the reference that a scan holds or was simulated from), or a glob of NIfTI volumes; ``masks``: globs of NIfTI
+    volumes that are not 0 in the region of interest; ``boxes``: a table of fastMRI+.
     """
 
     name: Label
@@ -75,6 +76,8 @@ class DatasetConfig(_Strict):
     captions: str | None = None
     slices: str | None = None
     target: str = "scan"
+    masks: Patterns | None = None
+    boxes: str | None = None
 
 
 class ScenarioConfig(_Strict):

@@ -1,17 +1,18 @@
-"""The scans of a dataset: files, who was scanned, right prompts, targets and volumes made elsewhere."""
+"""The scans of a dataset: files, who was scanned, right prompts, targets, regions and volumes made elsewhere."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from treg_med.errors import ConfigError, FormatError, ResourceError
 from treg_med.evaluation.config import ConfigFile, DatasetConfig, PredictionConfig
+from treg_med.evaluation.regions import Box, read_boxes
 from treg_med.training.prepare.captions_jsonl import CAPTIONS, read_captions
-from treg_med.training.prepare.scan_entry import find_images, guessed_subject, is_mask_name
+from treg_med.training.prepare.scan_entry import MASK_WORDS, find_images, guessed_subject, is_mask_name
 
 __all__ = ["ScanFile", "find_predictions", "find_scans"]
 
@@ -20,6 +21,11 @@ _ENDING = re.compile(r"\.(nii\.gz|nii|h5|hdf5)$", re.IGNORECASE)
 _SESSION = re.compile(r"(?:^|[/_])ses-([A-Za-z0-9]+)")
 # Entities that a program adds to the name of what it was given.
 _ADDED = re.compile(r"_(rec|desc|space|res)-[A-Za-z0-9]+")
+# What a mask is called beside the name of its scan.
+_MASKED = re.compile(
+    rf"_(?:rec|desc|space|res|label)-[A-Za-z0-9]+|(?:^|[_.-])(?:{'|'.join(sorted(MASK_WORDS))})(?=[_.-]|$)",
+    re.IGNORECASE,
+)
 _LONGEST_NAME = 80
 
 
@@ -41,6 +47,10 @@ class ScanFile:
         The right prompt that the user wrote; None where there is none.
     target
         NIfTI volume to compare with; None for the reference of the scan itself.
+    mask
+        NIfTI volume that is not 0 in the region of interest.
+    boxes
+        Of fastMRI+.
     """
 
     dataset: str
@@ -50,6 +60,13 @@ class ScanFile:
     session: str = ""
     caption: str | None = None
     target: Path | None = None
+    mask: Path | None = None
+    boxes: tuple[Box, ...] = ()
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether there is a mask or a box."""
+        return self.mask is not None or bool(self.boxes)
 
 
 def find_scans(dataset: DatasetConfig, config: ConfigFile) -> list[ScanFile]:
@@ -61,9 +78,9 @@ def find_scans(dataset: DatasetConfig, config: ConfigFile) -> list[ScanFile]:
     Raises
     ------
     ConfigError
-        If nothing matches, a path has no subject, or a scan has no target or several.
-    FormatError, UnsafeFileError
-        If ``captions.jsonl`` is not what it should be.
+        If nothing matches, a path has no subject, a scan has no target or several, or several masks.
+    FormatError, UnsafeFileError, ResourceError
+        If ``captions.jsonl`` or the table of boxes is not what it should be.
     """
     where = f"dataset {dataset.name!r}"
     paths = _matching(dataset.files, config, f"{where}: files")
@@ -77,16 +94,16 @@ def find_scans(dataset: DatasetConfig, config: ConfigFile) -> list[ScanFile]:
         scans.append(
             ScanFile(dataset.name, path, name, subject, session[1] if session else "", captions.get(path.resolve()))
         )
-    if targets is None:
-        return scans
-    found = _matched(scans, targets, dataset, config, f"{where}: target")
-    missing = [scan.path.name for scan in scans if scan not in found]
-    if missing:
-        raise ConfigError(
-            f"{where}: expected a target of the same name or subject for every scan, got none for {_some(missing)}; "
-            "correct target, or leave these scans out of files"
-        )
-    return [_with_target(scan, found[scan]) for scan in scans]
+    if targets is not None:
+        found = _matched(scans, targets, dataset, config, f"{where}: target")
+        missing = [scan.path.name for scan in scans if scan not in found]
+        if missing:
+            raise ConfigError(
+                f"{where}: expected a target of the same name or subject for every scan, got none for "
+                f"{_some(missing)}; correct target, or leave these scans out of files"
+            )
+        scans = [replace(scan, target=_nifti(found[scan], "target", scan)) for scan in scans]
+    return _with_boxes(_with_masks(scans, dataset, config), dataset, config)
 
 
 def find_predictions(
@@ -104,13 +121,13 @@ def find_predictions(
     return _matched(scans, _matching(filled, config, where), dataset, config, where)
 
 
-def _matching(patterns: Sequence[str], config: ConfigFile, where: str) -> list[Path]:
+def _matching(patterns: Sequence[str], config: ConfigFile, where: str, *, masks: bool = False) -> list[Path]:
     """Return the files of globs and folders, sorted, each once."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         place = config.resolve(pattern)
         if place.is_dir():
-            found.update(dict.fromkeys(_in_folder(place)))
+            found.update(dict.fromkeys(_in_folder(place, masks)))
         else:
             # The folder of the configuration may itself have a bracket in its name.
             start = Path(place.anchor) if Path(pattern).expanduser().is_absolute() else config.root
@@ -118,17 +135,20 @@ def _matching(patterns: Sequence[str], config: ConfigFile, where: str) -> list[P
             found.update(dict.fromkeys(p for p in matches if p.is_file() and not p.name.startswith(".")))
     if not found:
         raise ConfigError(
-            f"{where}: expected scans that match {', '.join(map(repr, patterns))}, got none; paths start at the folder "
-            "of the configuration"
+            f"{where}: expected {'masks' if masks else 'scans'} that match {', '.join(map(repr, patterns))}, got none; "
+            "paths start at the folder of the configuration"
         )
     return sorted(found)
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    """Return the scans of a folder: the anatomical ones of BIDS, else every file that can be one."""
+def _in_folder(folder: Path, masks: bool) -> list[Path]:
+    """Return the scans, or the masks, of a folder: the anatomical ones of BIDS, else every file that can be one."""
     bids = [p for pattern in ("sub-*/anat/*", "sub-*/ses-*/anat/*") for p in folder.glob(pattern)]
     files = bids or find_images(folder)
-    return [p for p in files if p.name.lower().endswith(_SCANS) and p.is_file() and not is_mask_name(p.name)]
+    found = [p for p in files if p.name.lower().endswith(_SCANS) and p.is_file()]
+    chosen = [p for p in found if is_mask_name(p.name) == masks]
+    # A folder of masks need not say so in every name.
+    return chosen or (found if masks else [])
 
 
 def _relative(path: Path, config: ConfigFile) -> str:
@@ -216,15 +236,22 @@ def _captions(
 
 
 def _matched(
-    scans: Sequence[ScanFile], files: Sequence[Path], dataset: DatasetConfig, config: ConfigFile, where: str
+    scans: Sequence[ScanFile],
+    files: Sequence[Path],
+    dataset: DatasetConfig,
+    config: ConfigFile,
+    where: str,
+    *,
+    masks: bool = False,
 ) -> dict[ScanFile, Path]:
     """Return the file that belongs to each scan: of the same name, else the only one of the subject."""
     by_name: dict[str, list[Path]] = {}
     by_subject: dict[str, list[Path]] = {}
     for path in files:
-        for name in {_stem(path), _ADDED.sub("", _stem(path))}:
+        called = _of_scan(path) if masks else path
+        for name in {_stem(called), _ADDED.sub("", _stem(called))}:
             by_name.setdefault(name, []).append(path)
-        by_subject.setdefault(_subject(path, dataset, config, {}), []).append(path)
+        by_subject.setdefault(_subject(called, dataset, config, {}), []).append(path)
     found = {}
     scans_of = Counter(scan.subject for scan in scans)
     for scan in scans:
@@ -248,10 +275,41 @@ def _matched(
     return found
 
 
-def _with_target(scan: ScanFile, target: Path) -> ScanFile:
-    if not target.name.lower().endswith((".nii", ".nii.gz")):
-        raise FormatError(f"expected a NIfTI volume as target of {scan.path.name!r}, got {target.name!r}")
-    return ScanFile(scan.dataset, scan.path, scan.name, scan.subject, scan.session, scan.caption, target)
+def _of_scan(mask: Path) -> Path:
+    """Return what the scan of a mask is called: ``p07_FLAIR`` for ``p07_FLAIR_lesions``."""
+    stem = _stem(mask)
+    return mask.with_name((_MASKED.sub("", stem).strip("_.-") or stem) + mask.name[len(stem) :])
+
+
+def _with_masks(scans: Sequence[ScanFile], dataset: DatasetConfig, config: ConfigFile) -> list[ScanFile]:
+    if dataset.masks is None:
+        return list(scans)
+    where = f"dataset {dataset.name!r}: masks"
+    files = _matching(dataset.masks, config, where, masks=True)
+    found = _matched(scans, files, dataset, config, where, masks=True)
+    return [replace(scan, mask=_nifti(found[scan], "mask", scan)) if scan in found else scan for scan in scans]
+
+
+def _with_boxes(scans: Sequence[ScanFile], dataset: DatasetConfig, config: ConfigFile) -> list[ScanFile]:
+    if dataset.boxes is None:
+        return list(scans)
+    annotations = read_boxes(config.resolve(dataset.boxes))
+    by_file: dict[str, list[Box]] = {name: [] for name, _ in annotations.study_labels}
+    for box in annotations.boxes:
+        by_file.setdefault(box.file, []).append(box)
+    if not any(_stem(scan.path) in by_file for scan in scans):
+        raise ConfigError(
+            f"dataset {dataset.name!r}: boxes: expected boxes of files named like the scans, such as "
+            f"{_stem(scans[0].path)!r}, got those of {_some(list(by_file)) or 'no file'}; is this the table for these "
+            "scans?"
+        )
+    return [replace(scan, boxes=tuple(by_file.get(_stem(scan.path), ()))) for scan in scans]
+
+
+def _nifti(path: Path, what: str, scan: ScanFile) -> Path:
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise FormatError(f"expected a NIfTI volume as {what} of {scan.path.name!r}, got {path.name!r}")
+    return path
 
 
 def _some(names: Sequence[str]) -> str:

@@ -16,6 +16,8 @@ from treg_med.evaluation.case_images import CaseImages
 from treg_med.evaluation.config import ConfigFile
 from treg_med.evaluation.figures import comparison_figure
 from treg_med.evaluation.plan import Case, Problem
+from treg_med.evaluation.region_scores import counted
+from treg_med.evaluation.regions import BOX, FEWEST_CASES
 from treg_med.evaluation.report import render
 from treg_med.evaluation.requirements import Requirement, Result, check
 from treg_med.evaluation.score_file import rows_of
@@ -76,7 +78,7 @@ def write_report(
         If the files cannot be written.
     """
     settings = config.settings
-    reference, notes = settings.compare_to, list(notes)
+    reference, notes = settings.compare_to, counted(notes)
     if reference is not None and not any(row["method"] == reference for row in read_rows(out / "metrics.parquet")):
         notes.append(f"{reference} has no scores, so that methods are compared with their control or the first method")
         reference = None
@@ -88,6 +90,7 @@ def write_report(
         seed=settings.statistics.seed,
         resamples=settings.statistics.resamples,
     )
+    notes += _suppressed(summary)
     results = check(
         requirements,
         summary,
@@ -117,6 +120,19 @@ def write_report(
         },
     )
     return summary, results
+
+
+def _suppressed(summary: Mapping[str, Any]) -> list[str]:
+    """Say which labels have too few cases for a mean."""
+    rare: dict[tuple[str, str], list[str]] = {}
+    for each in summary["suppressed"]:
+        label = f"{each['region'].removeprefix(BOX)} ({each['cases']})"
+        rare.setdefault((each["dataset"], each["scenario"]), []).append(label)
+    return [
+        f"{dataset}, {scenario}: no means of labels with fewer than {FEWEST_CASES} cases, which are in the table only: "
+        f"{', '.join(labels)}"
+        for (dataset, scenario), labels in rare.items()
+    ]
 
 
 def _write(out: Path, texts: Mapping[str, str]) -> None:

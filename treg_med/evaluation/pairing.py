@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel import orientations
@@ -33,7 +32,6 @@ _SPACING_TOLERANCE = 0.01
 _LEAST_CORRELATION = 0.5
 _LARGEST_ODD_CORRELATION = -0.3
 _COMPARED_SIDE = 64
-_MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,8 @@ def paired(pred_path: Path, target_path: Path, *, slice_axis: int | None = None)
     """
     if slice_axis not in (None, 0, 1, 2):
         raise ConfigError(f"expected slice_axis 0, 1 or 2, got {slice_axis!r}")
-    prediction, target = _read(pred_path), _read(target_path)
+    # NaN in a prediction is counted, in a target it is named with its slice.
+    prediction, target = (NiftiVolume.read(path, finite=False) for path in (pred_path, target_path))
     axis = choose_slice_axis(target.affine) if slice_axis is None else slice_axis
     _check_finite(target, axis, target_path.name)
     unplaced = [
@@ -120,20 +119,6 @@ def paired(pred_path: Path, target_path: Path, *, slice_axis: int | None = None)
         not unplaced,
         tuple(notes),
     )
-
-
-def _read(path: Path) -> NiftiVolume:
-    """Read a volume that may hold NaN: in a prediction they are counted, in a target named with their slice."""
-    try:
-        return NiftiVolume.read(path)
-    except NumericsError:
-        # The reader looks at the values last: header, size and content have been found safe.
-        image = nib.load(path)
-        header = image.header
-        values = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
-        affine = np.array(image.affine, dtype=np.float64)
-        affine[:3] *= _MILLIMETRES[header.get_xyzt_units()[0]]
-        return NiftiVolume(values, affine, int(header["sform_code"]), int(header["qform_code"]), 2)
 
 
 def _is_placed(volume: NiftiVolume) -> bool:

@@ -155,6 +155,7 @@ def make_plan(config: ConfigFile, out: Path, *, reconstruct: bool = True) -> Eva
     problems: list[Problem] = []
     for dataset in settings.datasets:
         scans = find_scans(dataset, config)
+        notes += _without_region(dataset, scans)
         scenarios = [s for s in settings.scenarios if _applies(dataset.name, s.datasets)]
         used = [entry for entry in entries if _applies(dataset.name, entry.settings.datasets)]
         texts = _texts(dataset, scans, scenarios, used, settings.statistics.seed)
@@ -197,6 +198,13 @@ def _case(
         job = VolumeJob(scan.path, methods, root, scenario.reader, slices, seed, scan.name, report=False)
     variants = [variant for variant, _ in found] + [Variant(label, label) for label in predictions]
     return Case(scan, scenario.name, scenario.reader, slices, seed, place, job, tuple(variants), predictions)
+
+
+def _without_region(dataset: DatasetConfig, scans: Sequence[ScanFile]) -> list[str]:
+    missing = sum(not scan.has_regions for scan in scans)
+    if not missing or (dataset.masks is None and dataset.boxes is None):
+        return []
+    return [f"{dataset.name}: {missing} of {len(scans)} scans have no mask or box, and no rows of regions"]
 
 
 def _applies(dataset: str, only: Sequence[str] | None) -> bool:

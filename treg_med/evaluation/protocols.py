@@ -19,6 +19,7 @@ from treg_med.data.lodopab import MU_MAX
 from treg_med.errors import ConfigError, GeometryError, NumericsError
 from treg_med.evaluation.device_metrics import MetricFunctions, implementation
 from treg_med.evaluation.metrics import SSIM_SIDES, Array, Images, Mask, check_pair
+from treg_med.evaluation.regions import PROTOCOL as REGION
 from treg_med.evaluation.volume_protocol import Row, Volume, rows_by_slice, slice_notes, volume_rows
 
 __all__ = ["Score", "available_protocols", "average", "evaluate", "protocol_units", "protocol_version"]
@@ -229,6 +230,7 @@ def _protocol(name: str) -> _Protocol:
     if name not in _PROTOCOLS:
         close = difflib.get_close_matches(str(name).lower(), _PROTOCOLS, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = "; regions are measured wherever a dataset has masks or boxes: leave it out" if name == REGION else hint
         raise ConfigError(f"expected a protocol among {', '.join(_PROTOCOLS)}; got {name!r}{hint}")
     return _PROTOCOLS[name]
 

@@ -19,7 +19,10 @@ from treg_med.errors import ConfigError, FormatError, GeometryError, ResourceErr
 from treg_med.evaluation.metrics import Images, Mask, check_pair, decibels, squared_error, ssim
 
 __all__ = [
+    "BOX",
     "FEWEST_CASES",
+    "PROTOCOL",
+    "VERSION",
     "Annotations",
     "Box",
     "box_mask",
@@ -30,6 +33,10 @@ __all__ = [
     "region_metrics",
 ]
 
+#: Of rows that hold `region_metrics`; a change of any definition raises the version.
+PROTOCOL, VERSION = "region", 1
+#: Start of the description of a region that is the boxes of one label.
+BOX = "box: "
 #: A label seen in fewer cases than this is reported as a count, never as a mean.
 FEWEST_CASES = 10
 _COLUMNS = ("file", "slice", "study_level", "x", "y", "width", "height", "label")

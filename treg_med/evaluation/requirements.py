@@ -158,6 +158,7 @@ def _result(asked: Requirement, group: Mapping[str, Any], cell: Mapping[str, Any
     value = cell["mean"]
     version = f"{group['protocol']} {group['protocol_version']}"
     where = f"{cell['method']}, {group['dataset']}, {group['scenario']}, {version}, {group['level']}"
+    where += f", {group['region']}" if group.get("region") else ""
     if cell["arm"] != "none":
         where += f", {cell['arm']} text"
     if value is None or not math.isfinite(value) or cell["nan_predictions"]:

@@ -95,9 +95,11 @@ def rows_of(case: Case, protocols: Sequence[str], file: Path) -> Iterator[Row]:
             "seed": case.seed,
             "run_hash": entry["run_hash"],
         }
-        for name in protocols:
-            for score in entry["protocols"].get(versioned(name), ()):
-                yield facts | _measures(score, entry)
+        scores = [score for name in protocols for score in entry["protocols"].get(versioned(name), ())]
+        if case.scan.has_regions:
+            scores += entry.get("regions", {}).get("scores", ())
+        for score in scores:
+            yield facts | _measures(score, entry)
 
 
 def _measures(score: Mapping[str, Any], entry: Mapping[str, Any]) -> Row:

@@ -1,7 +1,8 @@
 """Rows of the tidy table to one value per subject, with sums only: memory grows with volumes, not with slices.
 
-Within a group (one dataset, scenario, protocol, version and level) a subject's value is the mean over its scans of the
-mean over seeds of the mean over slices. Rows that must not be averaged are refused.
+Within a group (one dataset, scenario, protocol, version and level, and one region where rows are about one) a
+subject's value is the mean over its scans of the mean over seeds of the mean over slices. Rows that must not be
+averaged are refused.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from treg_med.errors import ConfigError, FormatError
+from treg_med.evaluation.regions import PROTOCOL as REGION
 
 __all__ = ["ARMS", "COLUMNS", "Group", "MethodFacts", "Row", "SubjectValues", "Variant"]
 
@@ -31,17 +33,19 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that may be averaged."""
+    """Rows that may be averaged; `region` is None where rows are not about one."""
 
     dataset: str
     scenario: str
     protocol: str
     protocol_version: int
     level: str
+    region: str | None = None
 
     def __str__(self) -> str:
         """Name it in a message."""
-        return f"{self.dataset}, {self.scenario}, {self.protocol} version {self.protocol_version}, {self.level} level"
+        protocol = f"{self.protocol} version {self.protocol_version}" + (f", {self.region}" if self.region else "")
+        return f"{self.dataset}, {self.scenario}, {protocol}, {self.level} level"
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,10 @@ class SubjectValues:
         found = {c for volumes in self._groups[group].values() for v in volumes.values() for c in v.conditions}
         return sorted(found, key=str)
 
+    def cases(self, group: Group) -> int:
+        """Return the number of scans in a group."""
+        return len({scan for volumes in self._groups[group].values() for scan, _ in volumes})
+
     def _add(self, row: Row) -> None:
         self.rows += 1
         missing = [name for name in _NEEDED if row.get(name) in (None, "")]
@@ -183,7 +191,7 @@ class SubjectValues:
             raise FormatError(f"expected a value of {missing[0]!r} in every row of the table, row {self.rows} has none")
         group = Group(
             str(row["dataset"]), str(row["scenario"]), str(row["protocol"]), int(row["protocol_version"]),
-            str(row["level"]),
+            str(row["level"]), str(row.get("mask")) if row["protocol"] == REGION else None,
         )  # fmt: skip
         variant = Variant(str(row["method"]), str(row["arm"]))
         if variant.arm not in ARMS:

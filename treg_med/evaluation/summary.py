@@ -10,6 +10,7 @@ from typing import Any
 from treg_med.errors import ConfigError
 from treg_med.evaluation.comparisons import Bootstrap, Comparison, Pair, compare
 from treg_med.evaluation.metric_names import METRICS, metric
+from treg_med.evaluation.regions import BOX, FEWEST_CASES
 from treg_med.evaluation.statistics import LEVEL, RESAMPLES, Interval, standard_error
 from treg_med.evaluation.subject_values import Group, MetricValues, Row, SubjectValues, Variant
 
@@ -35,9 +36,10 @@ def summarise(
     The unit is the subject: slices are averaged within a volume, seeds within a scan, scans within a subject. Values
     that are NaN or infinite are left out of means and counted (``nan``, of them ``nan_predictions`` with NaN in the
     image itself, the others with nothing to score); a subject enters a comparison only where both of its
-    values are means over the same slices. Each group is one dataset, scenario, protocol, version, level and metric::
+    values are means over the same slices. Each group is one dataset, scenario, protocol, version, level, metric and,
+    for rows that are about one, region::
 
-        {"dataset", "scenario", "protocol", "protocol_version", "level", "metric", "better", "conditions",
+        {"dataset", "scenario", "protocol", "protocol_version", "level", "region", "metric", "better", "conditions",
          "cells": [{"method", "arm", "control", "control_of", "n", "rows", "nan", "nan_predictions", "mean",
                     "standard_error", "interval", "subjects"}],
          "comparisons": [{"kind", "method", "arm", "against_method", "against_arm", "n", "left_out",
@@ -46,7 +48,8 @@ def summarise(
 
     Differences are the first minus the second. Kinds of comparisons: ``reference`` (every method and arm against
     `compare_to`), ``control`` (against the method's own control) and ``prompt`` (the right text against each other
-    one); Holm's correction is over families within a group (see `compare`).
+    one); Holm's correction is over families within a group (see `compare`). Boxes of a label that fewer than
+    `FEWEST_CASES` scans have make no group; they are listed in ``suppressed`` with their number of cases.
 
     Parameters
     ----------
@@ -84,7 +87,9 @@ def summarise(
     bootstrap = Bootstrap(resamples, level, seed)
     known = [name for name in METRICS if name in table.metrics]
     names = list(metrics) if metrics is not None else known + sorted(set(table.metrics) - set(known))
-    groups = (_group(table, group, name, compare_to, bootstrap) for group in table.groups for name in names)
+    rare = [group for group in table.groups if _is_rare(table, group)]
+    kept = [group for group in table.groups if group not in rare]
+    groups = (_group(table, group, name, compare_to, bootstrap) for group in kept for name in names)
     return {
         "version": SUMMARY_VERSION,
         "rows": table.rows,
@@ -110,7 +115,21 @@ def summarise(
             for label, facts in table.methods.items()
         },
         "groups": [group for group in groups if group["cells"]],
+        "suppressed": [
+            {
+                "dataset": group.dataset,
+                "scenario": group.scenario,
+                "protocol": group.protocol,
+                "region": group.region,
+                "cases": table.cases(group),
+            }
+            for group in rare
+        ],
     }
+
+
+def _is_rare(table: SubjectValues, group: Group) -> bool:
+    return (group.region or "").startswith(BOX) and table.cases(group) < FEWEST_CASES
 
 
 def main_arm(arms: Iterable[str]) -> str:
@@ -139,6 +158,7 @@ def _group(
         "protocol": group.protocol,
         "protocol_version": group.protocol_version,
         "level": group.level,
+        "region": group.region,
         "metric": name,
         "better": metric(name).better,
         "conditions": [{"crop": crop, "mask": mask} for crop, mask in table.conditions(group)],

@@ -12,12 +12,12 @@ from treg_med.evaluation.metric_names import Metric, metric
 __all__ = ["Cell", "Section", "TableRow", "ends", "headline", "sections", "variant_name"]
 
 # Shown in sentences and charts where a table has them; all metrics stand in the tables.
-_HEADLINE = ("psnr", "ssim", "rmse_hu")
+_HEADLINE = ("psnr", "ssim", "rmse_hu", "psnr_roi", "lesion_contrast")
 # Metrics side by side where each has two columns.
 _GAIN_METRICS = 4
 
 Group = Mapping[str, Any]
-_Key = tuple[str, str, str, int, str]
+_Key = tuple[str, str, str, int, str, str | None]
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,14 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Section:
-    """All metrics of one dataset, scenario, protocol and level; `groups` are those of the summary."""
+    """All metrics of one dataset, scenario, protocol, level and region; `groups` are those of the summary."""
 
     dataset: str
     scenario: str
     protocol: str
     version: int
     level: str
+    region: str | None
     conditions: tuple[str, ...]
     groups: tuple[Group, ...]
     metrics: tuple[Metric, ...]
@@ -73,7 +74,8 @@ class Section:
     @property
     def title(self) -> str:
         """Name of the section."""
-        return f"{self.dataset} · {self.scenario} · {self.protocol} (version {self.version}) · {self.level} level"
+        protocol = f"{self.protocol} (version {self.version})" + (f" · {self.region}" if self.region else "")
+        return f"{self.dataset} · {self.scenario} · {protocol} · {self.level} level"
 
     @property
     def has_gains(self) -> bool:
@@ -101,7 +103,10 @@ def sections(summary: Mapping[str, Any]) -> list[Section]:
     """Return the tables of a summary, in its order."""
     found: dict[_Key, list[Group]] = {}
     for group in summary["groups"]:
-        key = (group["dataset"], group["scenario"], group["protocol"], group["protocol_version"], group["level"])
+        key = (
+            group["dataset"], group["scenario"], group["protocol"], group["protocol_version"], group["level"],
+            group["region"],
+        )  # fmt: skip
         found.setdefault(key, []).append(group)
     return [_section(key, groups) for key, groups in found.items()]
 
@@ -146,10 +151,7 @@ def _section(key: _Key, groups: Sequence[Group]) -> Section:
         f"{name}: {each[name]}" for group in groups for each in group["conditions"] for name in ("crop", "mask")
         if each[name] is not None
     )  # fmt: skip
-    dataset, scenario, protocol, version, level = key
-    return Section(
-        dataset, scenario, protocol, version, level, tuple(conditions), tuple(groups), metrics, rows, tuple(notes)
-    )
+    return Section(*key, tuple(conditions), tuple(groups), metrics, rows, tuple(notes))
 
 
 def _ordered(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:

@@ -20,7 +20,7 @@ __all__ = ["COLUMNS", "METRICS", "TableWriter", "read_rows"]
 #: Every metric of every protocol has its column, so that tables of different evaluations can be put together.
 METRICS = (
     "psnr", "ssim", "nmse", "ms_ssim", "haarpsi", "rmse_hu", "rmse_hu_soft", "mae_hu", "psnr_fr", "ssim_fr",
-    "ssim_unit_range",
+    "ssim_unit_range", "psnr_roi", "ssim_roi", "nmse_roi", "error_ratio", "cnr", "cnr_target", "lesion_contrast",
 )  # fmt: skip
 
 _TEXT, _INTEGER, _NUMBER, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
