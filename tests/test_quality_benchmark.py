@@ -30,6 +30,8 @@ supervised = pytest.importorskip("benchmarks.quality.supervised")
 train_unet = pytest.importorskip("benchmarks.quality.train_unet")
 unet_module = pytest.importorskip("benchmarks.quality.unet")
 
+UNET = "benchmarks.quality.supervised:SupervisedUNet"
+
 SIZE = 32
 
 
@@ -162,7 +164,7 @@ def mr_scan(images: int = 2) -> Measurement:
 
 
 def test_network_is_deterministic_and_every_image_its_own(tmp_path: Path) -> None:
-    solver = get_solver("unet", weights=weights(tmp_path / "w.safetensors", "mri"))
+    solver = get_solver(UNET, weights=weights(tmp_path / "w.safetensors", "mri"))
     scan = mr_scan()
     both = solver(scan).image
     again = solver(scan).image
@@ -173,7 +175,7 @@ def test_network_is_deterministic_and_every_image_its_own(tmp_path: Path) -> Non
 
 def test_untrained_network_returns_its_input(tmp_path: Path) -> None:
     scan = mr_scan()
-    image = get_solver("unet", weights=weights(tmp_path / "w.safetensors", "mri", trained=False))(scan).image
+    image = get_solver(UNET, weights=weights(tmp_path / "w.safetensors", "mri", trained=False))(scan).image
     zero_filled = scan.operator.adjoint(scan.y)
     rotation = smooth_rotation(zero_filled, mr_samples._PHASE_WIDTH)
     along = (zero_filled * rotation.conj()).real * rotation
@@ -183,8 +185,8 @@ def test_untrained_network_returns_its_input(tmp_path: Path) -> None:
 def test_data_consistency_brings_the_network_to_the_noise(tmp_path: Path) -> None:
     path = weights(tmp_path / "w.safetensors", "mri")
     scan = mr_scan()
-    alone = get_solver("unet", weights=path)(scan)
-    joined = get_solver("unet", weights=path, data_consistency=True)(scan)
+    alone = get_solver(UNET, weights=path)(scan)
+    joined = get_solver(UNET, weights=path, data_consistency=True)(scan)
     assert alone.residual > 3
     assert 0.8 < joined.residual < 1.05
 
@@ -200,32 +202,32 @@ def test_network_for_ct_sees_line_integrals_in_their_units(
     body: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     scan = ct_case(body, tmp_path)
-    image = get_solver("unet", weights=weights(tmp_path / "w.safetensors", "ct", trained=False))(scan).image
+    image = get_solver(UNET, weights=weights(tmp_path / "w.safetensors", "ct", trained=False))(scan).image
     channels = ct_input.ct_channels(scan.operator, scan.y, MU_WATER)
     expected = ct_input.to_attenuation(channels[1], MU_WATER)
     torch.testing.assert_close(image, expected, rtol=1e-3, atol=1e-5)
-    joined = get_solver("unet", weights=str(tmp_path / "w.safetensors"), data_consistency=True, iterations=100)(scan)
+    joined = get_solver(UNET, weights=str(tmp_path / "w.safetensors"), data_consistency=True, iterations=100)(scan)
     assert joined.residual < 1.1
 
 
 def test_wrong_weights_are_refused(body: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     scan = mr_scan(1)
     with pytest.raises(ResourceError, match="train"):
-        get_solver("unet", weights=str(tmp_path / "none.safetensors"))(scan)
+        get_solver(UNET, weights=str(tmp_path / "none.safetensors"))(scan)
     with pytest.raises(ConfigError, match="network for mri"):
-        get_solver("unet", weights=weights(tmp_path / "ct.safetensors", "ct"))(scan)
+        get_solver(UNET, weights=weights(tmp_path / "ct.safetensors", "ct"))(scan)
     with pytest.raises(ConfigError, match="network for ct"):
-        get_solver("unet", weights=weights(tmp_path / "mri.safetensors", "mri"))(ct_case(body, tmp_path))
+        get_solver(UNET, weights=weights(tmp_path / "mri.safetensors", "mri"))(ct_case(body, tmp_path))
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(FormatError, match="supervised-unet"):
-        get_solver("unet", weights=str(tmp_path / "other.safetensors"))(scan)
+        get_solver(UNET, weights=str(tmp_path / "other.safetensors"))(scan)
     whole = (tmp_path / "mri.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FormatError, match="complete"):
-        get_solver("unet", weights=str(tmp_path / "cut.safetensors"))(scan)
+        get_solver(UNET, weights=str(tmp_path / "cut.safetensors"))(scan)
     save_file({"a": torch.zeros(2)}, tmp_path / "keys.safetensors", {"format": "supervised-unet", "config": "{}"})
     with pytest.raises(FormatError, match="complete"):
-        get_solver("unet", weights=str(tmp_path / "keys.safetensors"))(scan)
+        get_solver(UNET, weights=str(tmp_path / "keys.safetensors"))(scan)
 
 
 def test_odd_sizes_keep_their_shape() -> None:

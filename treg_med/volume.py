@@ -10,7 +10,7 @@ import torch
 
 from treg_med.errors import ConfigError
 from treg_med.reconstruction import best_device
-from treg_med.runs.driver import drive
+from treg_med.runs.driver import drive, task_slices
 from treg_med.runs.in_process import InProcessExecutor
 from treg_med.runs.method import Method, with_controls
 from treg_med.runs.plan import VolumeJob, VolumeOutcome
@@ -69,7 +69,7 @@ def reconstruct_volume(
     device
         Where to compute; None is the best available.
     batch
-        Slices in flight at once; None: 8 on an accelerator, else 1.
+        Slices in flight at once on an accelerator; None is 8.
     overwrite
         Do again what is there, and replace outputs of other work.
     report
@@ -107,7 +107,7 @@ def reconstruct_volume(
     settings = WorkerSettings(PriorSource(loaded=prior), batch, follow, source)
     slot = Slot(0, str(best_device() if device is None else device), torch.get_num_threads())
     with InProcessExecutor(settings, slot) as executor:
-        (outcome,) = drive([job], executor, chunk=batch or 1, overwrite=overwrite)
+        (outcome,) = drive([job], executor, chunk=task_slices(slot.device, batch), overwrite=overwrite)
     if outcome.failure is not None:
         raise failure_error(outcome.failure)
     return outcome

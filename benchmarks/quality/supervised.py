@@ -1,4 +1,4 @@
-"""The supervised networks of the benchmark as a solver; importing this file registers it as ``unet``."""
+"""The supervised networks of the benchmark as a solver, ``benchmarks.quality.supervised:SupervisedUNet``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from treg_med.operators.ct_operator import CTOperator
 from treg_med.operators.weighted import Weighted
 from treg_med.solvers.base import Problem, Solver, per_image, setting
 from treg_med.solvers.data_step import to_noise_level
-from treg_med.solvers.registry import available_solvers, register_solver
 
 __all__ = ["SupervisedUNet"]
 
@@ -127,7 +126,3 @@ def _line_integrals(problem: Problem) -> tuple[CTOperator, Tensor]:
             f"expected a parallel or fan beam, got {type(problem.operator).__name__}; use a method without a network"
         )
     return operator, sinogram
-
-
-if SupervisedUNet.name not in available_solvers():
-    register_solver(SupervisedUNet.name, f"{SupervisedUNet.__module__}:{SupervisedUNet.__name__}")

@@ -31,7 +31,7 @@ from treg_med.runs.volume_worker import Assemble, Assembled, Plan, Solve, Solved
 if TYPE_CHECKING:
     from treg_med.solvers.base import Callback
 
-__all__ = ["RunProgress", "default_workers", "drive", "run_volumes"]
+__all__ = ["RunProgress", "default_workers", "drive", "run_volumes", "task_slices"]
 
 # Volumes that are open at once, per worker: enough that none waits, few enough that half-done work stays small.
 _OPEN_PER_SLOT = 2
@@ -92,7 +92,7 @@ def run_volumes(
     threads
         CPU threads of each worker. The last bits of a result depend on it, and on nothing else that is chosen here.
     batch
-        Slices in flight at once in a worker; None: 8 on an accelerator, else 1.
+        Slices in flight at once in a worker on an accelerator; None is 8.
     overwrite
         Do again what is there, and replace outputs of other work.
     retries
@@ -117,7 +117,7 @@ def run_volumes(
     with make_executor(
         kind, settings, devices=devices, workers=count, threads=threads, retries=retries
     ) as engine:
-        yield from drive(jobs, engine, chunk=_chunk(devices, batch), overwrite=overwrite, watch=watch)
+        yield from drive(jobs, engine, chunk=task_slices(devices[0], batch), overwrite=overwrite, watch=watch)
 
 
 def default_workers(devices: Sequence[str]) -> int:
@@ -125,8 +125,13 @@ def default_workers(devices: Sequence[str]) -> int:
     if devices[0] != "cpu":
         return len(devices)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-                      memory // _WORKER_BYTES))  # fmt: skip
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, memory // _WORKER_BYTES))
+
+
+def task_slices(device: str, batch: int | None) -> int:
+    """Return the slices of a task: one on a CPU; several batches on an accelerator, so that reading runs ahead."""
+    return 1 if device == "cpu" else 4 * (batch or 8)
 
 
 def drive(
@@ -374,8 +379,3 @@ def _devices(device: str | None) -> tuple[str, ...]:
     if (kind.index or 0) >= found:
         raise ResourceError(f"expected one of {found} CUDA devices, got {device!r}; pass --device cpu")
     return (device,) if kind.index is not None else tuple(f"cuda:{k}" for k in range(found))
-
-
-def _chunk(devices: Sequence[str], batch: int | None) -> int:
-    """Slices of a task: one batch on a CPU; several on an accelerator, so that reading runs ahead of computing."""
-    return (batch or 1) if devices[0] == "cpu" else 4 * (batch or 8)
