@@ -149,8 +149,9 @@ def reconstruct(
 ) -> None:
     """Reconstruct scans into a tree of NIfTI volumes, JSON sidecars, pictures and HTML pages.
 
-    Beside a learned result stand its classical start and its control: the same pipeline, the prior removed. Given again
-    after it was stopped, the command goes on; what cannot be reconstructed is set aside, and the rest is done.
+    Beside a learned result stand its classical start and its control: the same pipeline, the prior removed.
+
+    Given again after it was stopped, the command goes on. What cannot be reconstructed is set aside.
     """
     from treg_med.cli.reconstruct import Job, run
 

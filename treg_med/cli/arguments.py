@@ -45,7 +45,7 @@ Inputs = Annotated[
     typer.Argument(metavar="INPUT...", help="Scans: raw k-space, sinograms (HDF5), NIfTI, or folders of them."),
 ]
 Executor = Annotated[
-    str, typer.Option(help="Where workers run: local (processes), ray (a cluster; extra [distributed]).")
+    str, typer.Option(help="Where workers run: local (processes), ray (a cluster; needs the extra 'distributed').")
 ]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes; default: one per accelerator, else per CPU core.")

@@ -77,6 +77,8 @@ def run_volumes(
 ) -> Iterator[VolumeOutcome]:
     """Reconstruct volumes and give the outcome of each as it ends.
 
+    In a script, call it below ``if __name__ == "__main__":``, as workers import the script again.
+
     Parameters
     ----------
     jobs
