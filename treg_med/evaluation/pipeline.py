@@ -18,7 +18,6 @@ from treg_med.evaluation.gather import Scored, draw_figures, write_report, write
 from treg_med.evaluation.metric_names import METRICS
 from treg_med.evaluation.plan import Case, EvaluationPlan, Problem, make_plan
 from treg_med.evaluation.protocols import protocol_units
-from treg_med.evaluation.region_scores import counted
 from treg_med.evaluation.requirements import Requirement, Result
 from treg_med.evaluation.scoring import ScoreReport, ScoreTask, problem_of, scorer
 from treg_med.runs.driver import RunProgress, default_workers, run_volumes
@@ -168,7 +167,7 @@ def run_evaluation(
     # In the order of the plan, whatever order the volumes ended in.
     order = {(c.scan.dataset, c.scenario, c.scan.name): i for i, c in enumerate(plan.cases)}
     result.problems.sort(key=lambda p: (order.get((p.dataset, p.scenario, p.scan), -1), p.method or ""))
-    result.notes = [*plan.notes, *counted(sorted(notes))]
+    result.notes = [*plan.notes, *sorted(notes)]
     if run.shard is not None:
         return result
     with OutputLock(out / ".tables.lock", "the tables", wait=True):
