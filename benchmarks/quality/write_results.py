@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from treg_med.data.atomic import StagedFiles
+from treg_med.evaluation.metric_names import METRICS
 from treg_med.evaluation.report import markdown_table
 
+OVERVIEWS = (("fastmri", "psnr"), ("fastmri", "ssim"), ("volume", "rmse_hu"))
 HEAD = """\
 # Results
 
@@ -27,6 +30,24 @@ subjects, for these acquisitions. For research use only.
 """
 
 
+def overview(summary: Mapping[str, Any], protocol: str, metric: str) -> str:
+    """Return one table of means: methods in rows, acquisitions in columns."""
+    groups = [g for g in summary["groups"] if (g["protocol"], g["level"], g["metric"]) == (protocol, "volume", metric)]
+    scenarios = list(dict.fromkeys(group["scenario"] for group in groups))
+    rows: dict[str, dict[str, float]] = {}
+    for group in groups:
+        for cell in group["cells"]:
+            name = cell["method"] + (f", {cell['arm']} text" if cell["arm"] != "none" else "")
+            rows.setdefault(name, {})[group["scenario"]] = cell["mean"]
+    head = f"| {METRICS[metric].heading}, {protocol} | " + " | ".join(scenarios) + " |\n"
+    line = "| --- |" + " ---: |" * len(scenarios) + "\n"
+    body = (
+        f"| {name} | " + " | ".join(METRICS[metric].format(values.get(s)) for s in scenarios) + " |"
+        for name, values in rows.items()
+    )
+    return head + line + "\n".join(body) + "\n"
+
+
 def write_results(folders: Sequence[Path], out: Path) -> None:
     """Write the page."""
     parts = [HEAD]
@@ -34,10 +55,17 @@ def write_results(folders: Sequence[Path], out: Path) -> None:
         config = (folder / "config.yaml").read_text(encoding="utf-8")
         title = next(line for line in config.splitlines() if line.startswith("# ")).removeprefix("# ")
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        parts.append(f"\n## {title}\n\n{markdown_table(summary)}")
+        # Of one slice a volume, both levels say the same.
+        volumes = summary | {"groups": [group for group in summary["groups"] if group["level"] == "volume"]}
+        first = [overview(summary, *shown) for shown in OVERVIEWS if any(_is(g, shown) for g in summary["groups"])]
+        parts.append("\n".join([f"\n## {title}\n", *first, markdown_table(volumes)]))
     with StagedFiles(overwrite=True) as staged:
         staged.path(out).write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
         staged.commit()
+
+
+def _is(group: Mapping[str, Any], shown: tuple[str, str]) -> bool:
+    return (group["protocol"], group["metric"]) == shown
 
 
 if __name__ == "__main__":
