@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from treg_med.errors import ConfigError, ResourceError
+from treg_med.errors import ConfigError, ResourceError, TregMedError
 
-__all__ = ["StagedFiles", "check_writable_folder", "safe_name", "sync"]
+__all__ = ["StagedFiles", "check_writable_folder", "safe_name", "sync", "writing"]
 
 _LONGEST_NAME = 120
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -67,6 +69,23 @@ def _temporary(final: Path) -> Path:
     return final.with_name(f".{final.name[:80]}.{secrets.token_hex(6)}.tmp")
 
 
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn a failure of the disk into `ResourceError`, "<what> failed: ...", and leave the project's own errors.
+
+    Parameters
+    ----------
+    what
+        What is being done: ``"writing 'scan.json'"``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, TregMedError):
+            raise
+        raise ResourceError(f"{what} failed: {error}; free some space or choose another folder") from error
+
+
 class StagedFiles:
     """Files that are written beside their place and moved there together at the end.
 
@@ -119,21 +138,16 @@ class StagedFiles:
             If the disk is full or the folder cannot be written to any more.
         """
         try:
-            for temporary, final in self._staged:
-                self._refuse_existing(final)
-                if durable:
-                    sync(temporary)
-            for temporary, final in self._staged:
-                # replace swaps the name itself: a symbolic link there is replaced, not followed.
-                temporary.replace(final)
-            for folder in {final.parent for _, final in self._staged} if durable else ():
-                sync(folder)
-        except OSError as error:
-            if isinstance(error, ResourceError):
-                raise
-            raise ResourceError(
-                f"writing failed: {error}; free some space or choose another folder"
-            ) from error
+            with writing("writing"):
+                for temporary, final in self._staged:
+                    self._refuse_existing(final)
+                    if durable:
+                        sync(temporary)
+                for temporary, final in self._staged:
+                    # replace swaps the name itself: a symbolic link there is replaced, not followed.
+                    temporary.replace(final)
+                for folder in {final.parent for _, final in self._staged} if durable else ():
+                    sync(folder)
         finally:
             self.discard()
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from treg_med.data.atomic import StagedFiles, check_writable_folder, safe_name
+from treg_med.data.atomic import StagedFiles, check_writable_folder, safe_name, writing
 from treg_med.data.generic_hdf5 import LAYOUT, LAYOUT_VERSION
 from treg_med.data.nifti import NiftiReader, looks_like_nifti
 from treg_med.data.open_scan import FileContent
@@ -24,7 +24,7 @@ from treg_med.data.prompts import ScanWords
 from treg_med.data.records import RESEARCH_ONLY, Geometry
 from treg_med.data.safe_hdf5 import check_readable_file
 from treg_med.data.simulation import KspaceSimulation
-from treg_med.errors import ConfigError, FormatError, NumericsError, ResourceError, TregMedError
+from treg_med.errors import ConfigError, FormatError, NumericsError, ResourceError
 from treg_med.operators import SamplingMask
 
 __all__ = ["checked_target", "chosen_slices", "simulate_scan"]
@@ -98,14 +98,8 @@ def simulate_scan(
         else:
             plan, images = _plan_of_nifti(source, simulation, slice_axis, volume)
         chosen = chosen_slices(slices, plan.geometry.shape[2])
-        try:
+        with writing(f"writing {final.name!r}"):
             _write_file(temporary, plan, chosen, images)
-        except TregMedError:
-            raise
-        except OSError as error:
-            raise ResourceError(
-                f"writing {final.name!r} failed: {error}; free some space or choose another folder"
-            ) from error
         staged.commit()
     return final
 

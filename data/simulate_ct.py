@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from treg_med.data.atomic import StagedFiles
+from treg_med.data.atomic import StagedFiles, writing
 from treg_med.data.ct_simulation import CTSimulation
 from treg_med.data.ct_volume import SimulatedCTReader
 from treg_med.data.nifti import looks_like_hounsfield, looks_like_nifti
@@ -25,7 +25,7 @@ from treg_med.data.records import RESEARCH_ONLY, Geometry
 from treg_med.data.safe_hdf5 import check_readable_file
 from treg_med.data.simulate import checked_target, chosen_slices
 from treg_med.data.sinogram_hdf5 import LAYOUT, LAYOUT_VERSION
-from treg_med.errors import FormatError, ResourceError, TregMedError
+from treg_med.errors import FormatError
 from treg_med.operators.ct_rays import FanRays
 
 __all__ = ["is_hounsfield_volume", "simulate_ct_scan"]
@@ -102,14 +102,8 @@ def simulate_ct_scan(
         if not isinstance(reader, SimulatedCTReader):
             raise FormatError(f"expected a CT volume in Hounsfield units, got {reader.header.format}")
         chosen = chosen_slices(slices, len(reader))
-        try:
+        with writing(f"writing {final.name!r}"):
             _write_file(temporary, reader, chosen)
-        except TregMedError:
-            raise
-        except OSError as error:
-            raise ResourceError(
-                f"writing {final.name!r} failed: {error}; free some space or choose another folder"
-            ) from error
         staged.commit()
     return final
 

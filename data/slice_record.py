@@ -21,10 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from treg_med.data.atomic import StagedFiles
+from treg_med.data.atomic import StagedFiles, writing
 from treg_med.data.plain import plain
 from treg_med.data.records import Geometry, Measurement, Reconstruction
-from treg_med.errors import FormatError, GeometryError, NumericsError, ResourceError
+from treg_med.errors import FormatError, GeometryError, NumericsError
 from treg_med.operators.ct_operator import CTOperator
 
 __all__ = ["SliceRecord", "shown_values"]
@@ -117,17 +117,10 @@ class SliceRecord:
         text = json.dumps(plain({**facts, "geometry": geometry}), allow_nan=False)
         parts = {"image": np.ascontiguousarray(self.image)}
         known = {"version": _VERSION, "record": text, "sha256": _checksum(self.image, text)}
-        try:
-            with StagedFiles(overwrite=True) as staged:
-                staged.path(path).write_bytes(save(parts, known))
-                # A record is worth one slice: it need not survive a power cut, which would cost a wait per slice.
-                staged.commit(durable=False)
-        except OSError as error:
-            if isinstance(error, ResourceError):
-                raise
-            raise ResourceError(
-                f"keeping slice {self.index} failed: {error}; free some space or choose another folder"
-            ) from error
+        with writing(f"keeping slice {self.index}"), StagedFiles(overwrite=True) as staged:
+            staged.path(path).write_bytes(save(parts, known))
+            # A record is worth one slice: it need not survive a power cut, which would cost a wait per slice.
+            staged.commit(durable=False)
 
     @classmethod
     def load(cls, path: Path) -> SliceRecord:

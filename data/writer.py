@@ -12,8 +12,7 @@ import json
 import os
 import platform
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.wrapstruct import WrapStructError
 
-from treg_med.data.atomic import StagedFiles, check_writable_folder, safe_name
+from treg_med.data.atomic import StagedFiles, check_writable_folder, safe_name, writing
 from treg_med.data.orientation import slices_geometry, stored_affine, to_volume
 from treg_med.data.plain import plain
 from treg_med.data.records import RESEARCH_ONLY, Geometry, Reconstruction
@@ -247,7 +246,7 @@ class VolumeWriter:
                 outputs["phase"] = _write_image(staged, self.phase_path, phase, part, "phase in rad")
             facts = self._sidecar(indices, part, outputs)
             text = json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-            with _full_disk_is_an_error(self.sidecar_path):
+            with writing(f"writing {self.sidecar_path.name!r}"):
                 staged.path(self.sidecar_path).write_text(text, encoding="utf-8")
             staged.commit()
 
@@ -300,25 +299,13 @@ class VolumeWriter:
             self.abort()
 
 
-@contextmanager
-def _full_disk_is_an_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, ResourceError):
-            raise
-        raise ResourceError(
-            f"writing {path.name!r} failed: {error}; free some space or choose another folder"
-        ) from error
-
-
 def _write_image(
     staged: StagedFiles, path: Path, images: npt.NDArray[np.float32], geometry: Geometry, content: str
 ) -> dict[str, Any]:
     temporary = staged.path(path)
     volume, affine = to_volume(images, geometry)
     with (
-        _full_disk_is_an_error(path),
+        writing(f"writing {path.name!r}"),
         temporary.open("wb") as raw,
         gzip.GzipFile("", "wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0) as file,
     ):

@@ -9,9 +9,9 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
-from treg_med.data.atomic import StagedFiles
+from treg_med.data.atomic import StagedFiles, writing
 from treg_med.data.plain import plain
-from treg_med.errors import ResourceError, TregMedError
+from treg_med.errors import TregMedError
 from treg_med.evaluation.case_images import CaseImages
 from treg_med.evaluation.config import ConfigFile
 from treg_med.evaluation.figures import comparison_figure
@@ -136,14 +136,9 @@ def _suppressed(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _write(out: Path, texts: Mapping[str, str]) -> None:
-    with StagedFiles(overwrite=True) as staged:
-        try:
-            for name, text in texts.items():
-                staged.path(out / name).write_text(text, encoding="utf-8")
-        except OSError as error:
-            if isinstance(error, ResourceError):
-                raise
-            raise ResourceError(f"writing the report failed: {error}; free some space") from error
+    with writing("writing the report"), StagedFiles(overwrite=True) as staged:
+        for name, text in texts.items():
+            staged.path(out / name).write_text(text, encoding="utf-8")
         staged.commit()
 
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from treg_med.data.atomic import StagedFiles
-from treg_med.errors import ResourceError
+from treg_med.data.atomic import StagedFiles, writing
 from treg_med.evaluation.plan import Case
 from treg_med.evaluation.protocols import Score, protocol_version
 
@@ -56,17 +55,13 @@ def write_scores(file: Path, volumes: Mapping[str, Any]) -> None:
     ResourceError
         If the disk is full or the folder cannot be written to.
     """
-    try:
+    with writing("keeping scores"):
         file.parent.mkdir(parents=True, exist_ok=True)
         with StagedFiles(overwrite=True) as staged:
             text = json.dumps({"version": _FILE_VERSION, "volumes": dict(volumes)}, allow_nan=False)
             staged.path(file).write_text(text, encoding="utf-8")
             # What a power cut takes is measured again.
             staged.commit(durable=False)
-    except OSError as error:
-        if isinstance(error, ResourceError):
-            raise
-        raise ResourceError(f"keeping scores failed: {error}; free some space") from error
 
 
 def rows_of(case: Case, protocols: Sequence[str], file: Path) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from typing import Any, Self, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from treg_med.data.atomic import StagedFiles
+from treg_med.data.atomic import StagedFiles, writing
 from treg_med.errors import ConfigError, ResourceError
 
 __all__ = ["COLUMNS", "METRICS", "TableWriter", "read_rows"]
@@ -92,12 +92,10 @@ class TableWriter:
 
     def _flush(self) -> None:
         rows, self._rows = self._rows, []
-        try:
+        with writing("writing the table"):
             for row in rows:
                 self._csv.writerow([_cell(row.get(name)) for name in COLUMNS])
             self._parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=_SCHEMA))
-        except OSError as error:
-            raise ResourceError(f"writing the table failed: {error}; free some space") from error
 
     def __enter__(self) -> Self:
         """Open both files beside their places."""

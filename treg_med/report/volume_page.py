@@ -21,7 +21,7 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from nibabel.filebasedimages import ImageFileError
 
-from treg_med.data.atomic import StagedFiles, check_writable_folder, safe_name
+from treg_med.data.atomic import StagedFiles, check_writable_folder, safe_name, writing
 from treg_med.data.orientation import choose_slice_axis, plane_of
 from treg_med.data.safe_hdf5 import sha256_of
 from treg_med.errors import ConfigError, FormatError, GeometryError, ResourceError
@@ -39,7 +39,12 @@ _NOT_SETTINGS = ("preset", "samples")
 
 
 def write_volume_page(
-    path: Path, sidecars: Sequence[Path], target: npt.NDArray[Any] | None = None, *, title: str
+    path: Path,
+    sidecars: Sequence[Path],
+    target: npt.NDArray[Any] | None = None,
+    *,
+    title: str,
+    scratch: Path | None = None,
 ) -> None:
     """Write the page of one volume; an existing one is replaced once the new one is complete.
 
@@ -53,6 +58,8 @@ def write_volume_page(
         Reference in the axes, shape and unit of the stored volumes.
     title
         Heading of the page.
+    scratch
+        Existing folder for what is unfinished, as in `StagedFiles`.
 
     Raises
     ------
@@ -76,11 +83,8 @@ def write_volume_page(
         )
     page = _render(results, _checked(target, results), title)
     check_writable_folder(path.parent)
-    with StagedFiles(overwrite=True) as staged:
-        try:
-            staged.path(path).write_text(page, encoding="utf-8")
-        except OSError as error:
-            raise ResourceError(f"writing {path.name!r} failed: {error}; free some space or choose another") from error
+    with writing(f"writing {path.name!r}"), StagedFiles(overwrite=True, scratch=scratch) as staged:
+        staged.path(path).write_text(page, encoding="utf-8")
         staged.commit()
 
 

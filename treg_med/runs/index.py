@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from treg_med.data.atomic import writing
 from treg_med.data.plain import plain
 from treg_med.errors import ResourceError
 from treg_med.runs.tree import OutputTree
@@ -44,17 +45,13 @@ class RunIndex:
         entry = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), **plain(dict(facts))}
         # The name of a file need not be text: what has no UTF-8 is escaped, in the manner of JSON.
         line = (json.dumps(entry, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-        with self._tree.alone():
-            try:
-                with self.path.open("ab") as file:
-                    # A line cut off by a killed process or a full disk must not swallow this one.
-                    if file.tell() and not _ends_a_line(self.path):
-                        line = b"\n" + line
-                    file.write(line)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise ResourceError(f"writing {self.path.name!r} failed: {error}; free some space") from error
+        with self._tree.alone(), writing(f"writing {self.path.name!r}"), self.path.open("ab") as file:
+            # A line cut off by a killed process or a full disk must not swallow this one.
+            if file.tell() and not _ends_a_line(self.path):
+                line = b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
 
     def read(self) -> tuple[list[dict[str, Any]], int]:
         """Return the entries and the number of lines that are none.
@@ -84,22 +81,17 @@ class RunIndex:
         ResourceError
             If that cannot be written.
         """
-        try:
-            with self._tree.alone() as staged:
-                lines = self._lines()
-                good = [line for line in lines if _entry(line) is not None]
-                damaged = [line for line in lines if _entry(line) is None]
-                if damaged:
-                    aside = self.path.with_suffix(".damaged")
-                    before = aside.read_bytes() if aside.exists() else b""
-                    staged.path(aside).write_bytes(before + _joined(damaged))
-                    staged.path(self.path).write_bytes(_joined(good))
-                    staged.commit()
-            return len(damaged)
-        except OSError as error:
-            if isinstance(error, ResourceError):
-                raise
-            raise ResourceError(f"repairing {self.path.name!r} failed: {error}; free some space") from error
+        with writing(f"repairing {self.path.name!r}"), self._tree.alone() as staged:
+            lines = self._lines()
+            good = [line for line in lines if _entry(line) is not None]
+            damaged = [line for line in lines if _entry(line) is None]
+            if damaged:
+                aside = self.path.with_suffix(".damaged")
+                before = aside.read_bytes() if aside.exists() else b""
+                staged.path(aside).write_bytes(before + _joined(damaged))
+                staged.path(self.path).write_bytes(_joined(good))
+                staged.commit()
+        return len(damaged)
 
 
 def _ends_a_line(path: Path) -> bool:

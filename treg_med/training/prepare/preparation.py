@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from treg_med.data.atomic import StagedFiles, check_writable_folder, safe_name
+from treg_med.data.atomic import StagedFiles, check_writable_folder, safe_name, writing
 from treg_med.data.safe_hdf5 import HDF5_SIGNATURE, check_readable_file, sha256_of
-from treg_med.errors import ConfigError, FormatError, ResourceError, TregMedError
+from treg_med.errors import ConfigError, FormatError
 from treg_med.training.caption_words import UNKNOWN
 from treg_med.training.prepare.folder_index import index_folder
 from treg_med.training.prepare.scan_entry import ScanEntry, SliceText
@@ -126,16 +126,12 @@ def prepare_slices(
         return final
     with StagedFiles(overwrite=True) as staged:
         temporary = staged.path(final)
-        try:
-            with SliceFileWriter(temporary, size, masks=job.masks) as writer:
-                rows, warnings = job.fill(writer, log)
-                writer.finish(rows, {"settings": _settings_text(settings), "fingerprint": digest})
-        except TregMedError:
-            raise
-        except OSError as error:
-            raise ResourceError(
-                f"writing {final.name!r} failed: {error}; free some space or choose another folder"
-            ) from error
+        with (
+            writing(f"writing {final.name!r}"),
+            SliceFileWriter(temporary, size, masks=job.masks) as writer,
+        ):
+            rows, warnings = job.fill(writer, log)
+            writer.finish(rows, {"settings": _settings_text(settings), "fingerprint": digest})
         staged.commit()
     for warning in warnings:
         log(f"warning: {warning}")
