@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from treg_med.cli.console import print_json, print_warnings, run_bar, stdout
+from treg_med.cli.failures import NOT_MET, SOME_FAILED
 from treg_med.cli.inputs import parse_shard
 from treg_med.cli.options import make_folder
-from treg_med.cli.reconstruct import SOME_FAILED
 from treg_med.errors import ConfigError
 from treg_med.notice import RESEARCH_ONLY
 
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from treg_med.evaluation.plan import EvaluationPlan
     from treg_med.runs.driver import RunProgress
 
-__all__ = ["NOT_MET", "Job", "run"]
-
-#: Exit code of an evaluation whose numbers do not meet a requirement.
-NOT_MET = 8
+__all__ = ["Job", "run"]
 
 _MOST_SHOWN = 10
 

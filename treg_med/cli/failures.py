@@ -14,20 +14,24 @@ from typer.core import TyperGroup
 
 from treg_med.errors import ResourceError, TregMedError
 
-__all__ = ["EXIT_CODES", "FailureGroup"]
+__all__ = ["EXIT_CODES", "NOT_MET", "SOME_FAILED", "FailureGroup"]
 
+#: Of several volumes some were set aside, and the others are done.
+SOME_FAILED = 3
+#: The numbers of an evaluation do not meet a requirement.
+NOT_MET = 8
 INTERRUPTED = 130
 
 EXIT_CODES = {
     0: "success",
     1: "unexpected error, please report it",
     2: "wrong option, name, text or setting",
-    3: "a file that is not what its format promises; of several, some could not be done and the rest are",
+    SOME_FAILED: "a file that is not what its format promises; of several, some could not be done and the rest are",
     4: "shapes, slices or geometry that do not fit together",
     5: "a file, folder, device or memory that is missing or cannot be used",
     6: "a file that could read other files or run code",
     7: "NaN, Inf or an iteration that diverged",
-    8: "a requirement of an evaluation was not met",
+    NOT_MET: "a requirement of an evaluation was not met",
     INTERRUPTED: "interrupted by Ctrl-C",
 }
 

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from treg_med.cli.console import print_json, print_warnings, progress_bar, stdout
 from treg_med.cli.options import make_folder
-from treg_med.cli.reconstruct import load_prior
 from treg_med.errors import ConfigError
 from treg_med.notice import RESEARCH_ONLY
 
@@ -49,10 +48,12 @@ def run(
     from treg_med.report.build import ReportSettings, build_report
     from treg_med.report.card import record_understanding
     from treg_med.report.html import render
+    from treg_med.runs.prior_source import PriorSource
 
     if threads is not None:
         torch.set_num_threads(threads)
-    opened, messages = load_prior(prior, adapters)
+    source = PriorSource(prior, adapters)
+    opened, messages = source.load("cpu"), list(source.warnings())
     folder = make_folder(out)
     settings = ReportSettings.quick() if quick else ReportSettings()
     with progress_bar() as watch:

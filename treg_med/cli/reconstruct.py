@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +10,18 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from treg_med.cli.console import method_table, print_json, print_warnings, run_bar, stdout
+from treg_med.cli.failures import SOME_FAILED
 from treg_med.cli.inputs import expand_inputs, parse_shard
 from treg_med.cli.options import make_folder, parse_pairs, reader_options
 from treg_med.notice import RESEARCH_ONLY
 
 if TYPE_CHECKING:
-    from treg_med.priors import LatentPrior
     from treg_med.runs.plan import VolumeOutcome
 
-__all__ = ["SOME_FAILED", "Job", "load_prior", "report", "run"]
+__all__ = ["Job", "report", "run"]
 
 # Starting processes takes longer than so few slices gain.
 _FEW_SLICES = 4
-
-#: Exit code of a run in which some volumes were set aside and the others are done.
-SOME_FAILED = 3
 
 
 @dataclass(frozen=True)
@@ -109,16 +105,6 @@ def run(job: Job, *, as_json: bool) -> None:
     print_warnings([*text_warnings, *(w for outcome in finished for w in outcome.warnings)])
     if failed:
         raise typer.Exit(SOME_FAILED)
-
-
-def load_prior(folder: Path | None, adapters: Sequence[Path] = ()) -> tuple[LatentPrior, list[str]]:
-    """Open the prior of ``folder``, or the embedded one, with adapters on top; also what to be warned of."""
-    from treg_med.priors import LatentPrior
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        prior = LatentPrior.from_pretrained(folder, adapter=adapters)
-    return prior, [str(w.message) for w in caught if w.category is UserWarning]
 
 
 def report(finished: Sequence[VolumeOutcome], *, as_json: bool, title: str | None = None) -> None:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from treg_med.errors import ConfigError, FormatError, ResourceError
+from treg_med.runs.method import LABEL
 from treg_med.runs.names import VARIANTS
 
 __all__ = [
@@ -28,11 +29,10 @@ __all__ = [
 ]
 
 _LARGEST = 2**20
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 
 def _checked_label(label: str) -> str:
-    if not _LABEL.fullmatch(label) or ".." in label or label.endswith("."):
+    if not LABEL.fullmatch(label) or ".." in label or label.endswith("."):
         raise ValueError("expected at most 40 letters, digits, '.', '-' and '_', as it becomes part of file names")
     return label
 

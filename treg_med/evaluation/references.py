@@ -10,14 +10,14 @@ from typing import Literal
 import numpy as np
 
 from treg_med.data.ct_volume import SimulatedCTReader
-from treg_med.data.nifti import NiftiReader, NiftiVolume
+from treg_med.data.nifti import NiftiVolume
 from treg_med.data.records import Geometry
-from treg_med.data.slice_record import shown_values
+from treg_med.data.reference import reference_slice
 from treg_med.data.source import SliceSource
 from treg_med.errors import ConfigError
 from treg_med.evaluation.slice_grid import Images, SliceGrid
 
-__all__ = ["Reference", "read_reference", "reference_slice"]
+__all__ = ["Reference", "read_reference"]
 
 Unit = Literal["magnitude", "HU"]
 
@@ -69,30 +69,18 @@ def read_reference(scan: SliceSource, indices: Sequence[int], target: Path | Non
     if target is not None:
         images = grid.slices_of(NiftiVolume.read(target), target.name)
     else:
-        images = np.stack([reference_slice(scan, index) for index in indices])
+        images = np.stack([_held(scan, index) for index in indices])
     return Reference(images, _unit(scan, indices[0]), grid)
 
 
-def reference_slice(scan: SliceSource, index: int) -> Images:
-    """Return the reference (H, W) that a scan holds of a slice: the magnitude, or Hounsfield units.
-
-    Raises
-    ------
-    ConfigError
-        If it holds none.
-    """
-    # The images that a measurement is simulated from, without simulating it.
-    if isinstance(scan, NiftiReader):
-        return shown_values(scan.magnitude(index).numpy())
-    if isinstance(scan, SimulatedCTReader):
-        return shown_values(scan.attenuation(index).numpy(), scan.simulation.mu_water)
-    measurement = scan[index]
-    if measurement.target is None:
+def _held(scan: SliceSource, index: int) -> Images:
+    image = reference_slice(scan, index)
+    if image is None:
         raise ConfigError(
             "the scan holds no reference to compare with: a measurement that was never complete has none; name a "
             "volume with target"
         )
-    return shown_values(measurement.target.detach().cpu().resolve_conj().numpy(), measurement.mu_water)
+    return image
 
 
 def _unit(scan: SliceSource, index: int) -> Unit:

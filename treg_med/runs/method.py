@@ -14,12 +14,13 @@ from treg_med.solvers.registry import available_presets, get_solver, solver_clas
 if TYPE_CHECKING:
     from treg_med.data.source import ScanHeader
 
-__all__ = ["STEP_SETTINGS", "Method", "MethodChoice", "with_controls"]
+__all__ = ["LABEL", "Method", "MethodChoice", "with_controls"]
 
-#: What "how many steps" is called by the solvers that have it.
-STEP_SETTINGS = ("steps", "max_iterations", "iterations")
+# What "how many steps" is called by the solvers that have it.
+_STEP_SETTINGS = ("steps", "max_iterations", "iterations")
 
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+#: Form of method labels.
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Method:
     samples: int = 1
 
     def __post_init__(self) -> None:
-        if not _LABEL.fullmatch(self.label):
+        if not LABEL.fullmatch(self.label):
             raise ConfigError(
                 f"expected a label of at most 40 letters, digits, '.', '-' and '_', got {ascii(self.label)[:60]}"
             )
@@ -173,7 +174,7 @@ class MethodChoice:
         settings = dict(self.settings)
         if self.steps is not None:
             names = {entry.name for entry in dataclasses.fields(solver_class(solver, preset))}
-            name = next((name for name in STEP_SETTINGS if name in names), None)
+            name = next((name for name in _STEP_SETTINGS if name in names), None)
             if name is None:
                 raise ConfigError(f"expected a solver with iterations for --steps, got {solver!r}, which has none")
             settings[name] = self.steps

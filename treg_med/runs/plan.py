@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,8 +100,6 @@ class VolumePlan:
         Parts of the output names.
     indices
         Slices, increasing and evenly spaced.
-    n_slices
-        Slices of the scan.
     methods
         What to run.
     folder
@@ -117,7 +115,6 @@ class VolumePlan:
     job: VolumeJob
     name: OutputName
     indices: tuple[int, ...]
-    n_slices: int
     methods: tuple[MethodPlan, ...]
     folder: Path
     page: Path | None
@@ -197,7 +194,7 @@ class VolumeOutcome:
 
 
 def plan_volume(
-    job: VolumeJob, scan: SliceSource, prior: LatentPrior | None, compute: Mapping[str, Any]
+    job: VolumeJob, scan: SliceSource, load_prior: Callable[[], LatentPrior], compute: Mapping[str, Any]
 ) -> VolumePlan:
     """Decide what to do with an open scan.
 
@@ -207,8 +204,8 @@ def plan_volume(
         The job.
     scan
         Its scan.
-    prior
-        The prior that learned methods will use; None where no method needs one.
+    load_prior
+        Gives the prior; called where a method needs one.
     compute
         What the last bits depend on (see `VolumePlan`).
 
@@ -220,6 +217,7 @@ def plan_volume(
         If no slices are picked, or unevenly.
     """
     methods, notes = job.methods.methods(scan.header) if isinstance(job.methods, MethodChoice) else (job.methods, ())
+    prior = load_prior() if any(method.needs_prior for method in methods) else None
     indices = parse_slices(job.slices, len(scan))
     name = output_name(job.name or job.input.name, scan.header.words)
     tree = OutputTree(job.out)
@@ -241,7 +239,6 @@ def plan_volume(
         job=job,
         name=name,
         indices=tuple(indices),
-        n_slices=len(scan),
         methods=tuple(plans),
         folder=folder,
         page=tree.root / f"{main}.html" if job.report else None,

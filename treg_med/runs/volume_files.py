@@ -15,11 +15,11 @@ from treg_med.data import Measurement, Reconstruction
 from treg_med.data.atomic import StagedFiles
 from treg_med.data.orientation import slices_geometry, to_images, to_volume
 from treg_med.data.records import Geometry
-from treg_med.data.slice_record import shown_values
+from treg_med.data.reference import reference_slice
 from treg_med.data.source import SliceSource
 from treg_med.runs.plan import MethodPlan, VolumePlan
 
-__all__ = ["target_volume", "volume_slice", "write_figure", "write_page"]
+__all__ = ["write_figure", "write_page"]
 
 
 def write_figure(plan: VolumePlan, scan: SliceSource, path: Path, scratch: Path) -> None:
@@ -39,41 +39,37 @@ def write_page(plan: VolumePlan, scan: SliceSource, path: Path, scratch: Path) -
     from treg_med.report.volume_page import write_volume_page
 
     sidecars = [plan.sidecar(each) for each in plan.methods]
-    with StagedFiles(overwrite=True, scratch=scratch) as staged:
-        write_volume_page(staged.path(path), sidecars, target_volume(plan, scan), title=plan.name.base)
-        staged.commit()
+    write_volume_page(path, sidecars, _target_volume(plan, scan), title=plan.name.base, scratch=scratch)
 
 
-def target_volume(plan: VolumePlan, scan: SliceSource) -> npt.NDArray[np.float32] | None:
+def _target_volume(plan: VolumePlan, scan: SliceSource) -> npt.NDArray[np.float32] | None:
     """Return the reference of the slices in the axes and units of the stored volumes; None where there is none."""
     images: npt.NDArray[np.float32] | None = None
-    geometry: Geometry | None = None
     for k, index in enumerate(plan.indices):
-        measurement = scan[index]
-        if measurement.target is None:
+        values = reference_slice(scan, index)
+        if values is None:
             return None
-        values = shown_values(measurement.target.detach().cpu().resolve_conj().numpy(), measurement.mu_water)
         if images is None:
             images = np.empty((*values.shape, len(plan.indices)), dtype=np.float32)
         images[..., k] = values
-        geometry = measurement.geometry
-    if images is None:
-        return None
-    whole = geometry or Geometry(shape=(*images.shape[:2], plan.indices[-1] + 1))
-    return to_volume(images, slices_geometry(whole, plan.indices))[0]
+    return None if images is None else to_volume(images, _grid(plan, scan[plan.indices[0]]))[0]
 
 
-def volume_slice(image: Path, geometry: Geometry, position: int) -> npt.NDArray[np.float32]:
+def _volume_slice(image: Path, geometry: Geometry, position: int) -> npt.NDArray[np.float32]:
     """Return slice ``position`` (row, column) of a stored volume of that geometry."""
     stored = np.asanyarray(nib.load(image).dataobj)
     return np.ascontiguousarray(to_images(stored, geometry)[..., position], dtype=np.float32)
 
 
-def _shown(plan: VolumePlan, each: MethodPlan, measurement: Measurement, position: int) -> Reconstruction:
-    facts: dict[str, Any] = json.loads(plan.sidecar(each).read_text(encoding="utf-8"))
+def _grid(plan: VolumePlan, measurement: Measurement) -> Geometry:
     height, width = measurement.operator.domain_shape
     whole = measurement.geometry or Geometry(shape=(height, width, plan.indices[-1] + 1))
-    image = volume_slice(plan.image(each), slices_geometry(whole, plan.indices), position)
+    return slices_geometry(whole, plan.indices)
+
+
+def _shown(plan: VolumePlan, each: MethodPlan, measurement: Measurement, position: int) -> Reconstruction:
+    facts: dict[str, Any] = json.loads(plan.sidecar(each).read_text(encoding="utf-8"))
+    image = _volume_slice(plan.image(each), _grid(plan, measurement), position)
     mu_water = measurement.mu_water
     if mu_water is not None:
         image = np.float32(mu_water) * (1 + image / np.float32(1000))

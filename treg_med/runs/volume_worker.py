@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from treg_med.data.slice_record import SliceRecord
 from treg_med.data.source import SliceSource
 from treg_med.reconstruction import reconstruct
 from treg_med.runs.batching import AdaptiveBatch
-from treg_med.runs.method import Method, MethodChoice
+from treg_med.runs.method import Method
 from treg_med.runs.plan import MethodPlan, VolumeJob, VolumePlan, plan_volume
 from treg_med.runs.prior_source import PriorSource
 from treg_med.runs.records import RecordStore
@@ -139,11 +140,9 @@ class VolumeWorker:
 
     def plan(self, job: VolumeJob, scan: SliceSource) -> VolumePlan:
         """Plan a job on its open scan."""
-        methods = job.methods.methods(scan.header)[0] if isinstance(job.methods, MethodChoice) else job.methods
-        prior = self._settings.prior.load(self._slot.device) if any(m.needs_prior for m in methods) else None
         threads = self._slot.threads if self._kind == "cpu" else None
         compute = {"device": self._kind, "threads": threads, "network_batch": self._network_batch}
-        plan = plan_volume(job, scan, prior, compute)
+        plan = plan_volume(job, scan, partial(self._settings.prior.load, self._slot.device), compute)
         return replace(plan, warnings=(*self._settings.prior.warnings(), *plan.warnings))
 
     def solve(self, task: Solve, scan: SliceSource) -> Solved:
