@@ -254,9 +254,9 @@ def test_training_goes_on_where_it_was_stopped(brain: tuple[Path, np.ndarray], t
     for step in range(4):
         whole.learn(*samples.draw(step), 0.0)
         if step == 1:
-            whole.save(tmp_path / "state.pt")
+            whole.save(tmp_path / "state.ckpt")
     second = train_unet.Training(unet_module.UNet(config), 1e-2)
-    second.resume(tmp_path / "state.pt")
+    second.resume(tmp_path / "state.ckpt")
     for step in range(second.step, 4):
         second.learn(*samples.draw(step), 0.0)
     assert second.step == 4

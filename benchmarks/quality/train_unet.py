@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.quality.ct_samples import CTSamples
 from benchmarks.quality.mr_samples import MRSamples
 from benchmarks.quality.unet import UNet, UNetConfig, save_unet
+from treg_med.training.checkpoint import Ema, load_state, save_state
 
 _WARM_UP = 200
 _AVERAGE = 0.999
@@ -36,8 +37,8 @@ class Training:
 
     def __init__(self, unet: UNet, rate: float) -> None:
         self.unet = unet.to(memory_format=torch.channels_last)
-        self.average = UNet(unet.config).requires_grad_(False)
-        self.average.load_state_dict(unet.state_dict())
+        self._ema = Ema(unet, _AVERAGE)
+        self._average = UNet(unet.config).requires_grad_(False)
         self.optimiser = torch.optim.AdamW(unet.parameters(), lr=rate, weight_decay=1e-4)
         self.rate = rate
         self.step = 0
@@ -56,32 +57,24 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
-        weight = min(_AVERAGE, self.step / (self.step + 10))
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.unet.parameters(), strict=True):
-                mean.lerp_(value, 1 - weight)
+        self._ema.update(self.unet)
         return float(loss.detach())
+
+    @property
+    def average(self) -> UNet:
+        """The network of averaged weights."""
+        self._ema.copy_to(self._average)
+        return self._average
 
     def save(self, path: Path) -> None:
         """Write everything that going on needs."""
-        state = {
-            "unet": self.unet.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        temporary = path.with_suffix(".part")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        numbers = {"step": self.step, "seconds": self.seconds}
+        save_state(path, self.unet, self._ema, self.optimiser, numbers)
 
     def resume(self, path: Path) -> None:
         """Go on from a state that `save` wrote."""
-        state = torch.load(path, weights_only=True)
-        self.unet.load_state_dict(state["unet"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        numbers = load_state(path, self.unet, self._ema, self.optimiser)
+        self.step, self.seconds = numbers["step"], numbers["seconds"]
 
 
 def score(improve: Callable[[Tensor], Tensor], pairs: Sequence[tuple[str, Tensor, Tensor, float]]) -> dict[str, float]:
@@ -107,7 +100,7 @@ def train(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    state, log = arguments.out / f"{arguments.kind}.pt", arguments.out / f"{arguments.kind}.jsonl"
+    state, log = arguments.out / f"{arguments.kind}.ckpt", arguments.out / f"{arguments.kind}.jsonl"
     samples = _samples(arguments)
     held_out = list(samples.validation())
     training = Training(UNet(UNetConfig(arguments.kind, arguments.width, arguments.depth)), arguments.rate)

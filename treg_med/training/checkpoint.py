@@ -42,7 +42,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) -
     out = {}
     for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
         for key, value in optimizer.state.get(parameter, {}).items():
-            out[f"optimizer/{key}/{name}"] = value.detach().clone().reshape(value.shape)
+            out[f"optimizer/{key}/{name}"] = value.detach().clone().contiguous()
     return out
 
 
