@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import ItemsView, Mapping
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.shared)
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Say which files of two folders differ, and where: what is in all of them hides it."""
+    found, expected = (dict(side) if isinstance(side, ItemsView) else side for side in (left, right))
+    if not (_holds_files(found) and _holds_files(expected)):
+        return None
+    told = [f"files {op} files"]
+    told += [f"only on the left: {name}" for name in sorted(found.keys() - expected.keys())]
+    told += [f"only on the right: {name}" for name in sorted(expected.keys() - found.keys()) if op == "=="]
+    common = sorted(found.keys() & expected.keys())
+    return told + [f"{n}: {_difference(found[n], expected[n])}" for n in common if found[n] != expected[n]]
+
+
+def _holds_files(side: object) -> bool:
+    return isinstance(side, Mapping) and bool(side) and all(isinstance(value, bytes) for value in side.values())
+
+
+def _difference(left: bytes, right: bytes) -> str:
+    at = next((k for k, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    near = slice(max(0, at - 60), at + 60)
+    return f"from byte {at} of {len(left)} and {len(right)}: {left[near]!r} and {right[near]!r}"
 
 
 @pytest.fixture(scope="session")

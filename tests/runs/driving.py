@@ -42,10 +42,11 @@ def run_one(executor: Executor, name: str, argument: Any = None) -> Outcome:
 
 def alive(pid: int) -> bool:
     try:
-        # A process that nobody has waited for is still listed, as a zombie.
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        # A process that nobody has waited for is still listed, as a zombie; so is one whose other threads are ending.
+        state, *facts = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except FileNotFoundError:
         return False
+    return state != "Z" or int(facts[16]) > 1
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:

@@ -65,6 +65,22 @@ def test_a_last_line_without_its_end_is_kept(index: RunIndex) -> None:
     assert index.read()[1] == 0
 
 
+@pytest.mark.parametrize("use", ["repair", "append"])
+@pytest.mark.parametrize("kept", [1, 14, 15, 60, 200_000])
+def test_the_beginning_of_a_line_left_by_a_killed_process_is_dropped(index: RunIndex, kept: int, use: str) -> None:
+    index.append({"input": "first"})
+    before = index.path.read_bytes()
+    index.append({"input": "killed", "filler": "x" * 300_000})
+    index.path.write_bytes(index.path.read_bytes()[: len(before) + kept])
+    if use == "repair":
+        assert index.repair() == 0
+        assert index.path.read_bytes() == before
+    index.append({"input": "second"})
+    assert inputs(index) == ["first", "second"]
+    assert index.read()[1] == 0
+    assert not index.path.with_suffix(".damaged").exists()
+
+
 DAMAGED = [
     b"\x00" * 40,
     b'{"input": "cut',

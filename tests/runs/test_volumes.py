@@ -306,9 +306,40 @@ def test_a_damaged_index_loses_nothing(scans: list[Path], tmp_path: Path) -> Non
     run(scans[:2], tmp_path)
     entries, damaged = RunIndex(OutputTree(tmp_path)).read()
     assert damaged == 0
-    assert [e["input"] for e in entries] == ["scan00.h5", "scan01.h5", "scan01.h5"]
+    # The damaged entry comes again from the sidecar.
+    assert [e["input"] for e in entries] == ["scan00.h5", "scan00.h5", "scan01.h5", "scan01.h5"]
+    assert [e["label"] for e in entries] == ["zero-filled", "tv", "zero-filled", "tv"]
     assert "cut off" in (tmp_path / "index.damaged").read_text()
     assert all(is_complete(p) for p in tmp_path.rglob("*_image.json"))
+
+
+def test_what_a_killed_run_did_not_list_is_listed_by_the_next(scans: list[Path], tmp_path: Path) -> None:
+    run(scans[:2], tmp_path)
+    before, index = outputs(tmp_path), tmp_path / "index.jsonl"
+    *kept, last = index.read_bytes().splitlines(keepends=True)
+    index.write_bytes(b"".join(kept) + last[:300])
+    assert [o.status for o in run(scans[:2], tmp_path)] == ["skipped", "skipped"]
+    entries, _ = RunIndex(OutputTree(tmp_path)).read()
+    whole = json.loads(last)
+    assert entries[:-1] == [json.loads(line) for line in kept]
+    unknown = {"finished", "seconds", "peak_memory_mb"}
+    assert {k: v for k, v in entries[-1].items() if k not in unknown} == {
+        k: v for k, v in whole.items() if k not in unknown
+    }
+    assert entries[-1]["seconds"] is None
+    assert outputs(tmp_path) == before
+    run(scans[:2], tmp_path)
+    assert RunIndex(OutputTree(tmp_path)).read()[0] == entries
+
+
+def test_what_was_written_before_a_kill_is_listed_with_the_rest(scans: list[Path], tmp_path: Path) -> None:
+    run(scans[:1], tmp_path)
+    for path in tmp_path.rglob("*rec-tv*"):
+        path.unlink()
+    (tmp_path / "index.jsonl").unlink()
+    assert [o.status for o in run(scans[:1], tmp_path)] == ["done"]
+    entries, _ = RunIndex(OutputTree(tmp_path)).read()
+    assert [(e["label"], e["seconds"] is None) for e in entries] == [("zero-filled", True), ("tv", False)]
 
 
 def test_settings_that_cannot_be_used(scans: list[Path], tmp_path: Path) -> None:
@@ -395,6 +426,9 @@ def test_killed_at_a_hundred_moments(tmp_path: Path) -> None:
         assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
         assert outputs(out) == expected
         assert not (out / WORK).exists()
+        entries, damaged = RunIndex(OutputTree(out)).read()
+        assert damaged == 0
+        assert len({entry["output"] for entry in entries}) == len(entries) == 2 * len(paths)
         seen += len(finished)
         shutil.rmtree(out)
     assert seen > 20

@@ -26,6 +26,7 @@ from treg_med.runs.prior_source import PriorSource
 from treg_med.runs.records import RecordStore
 from treg_med.runs.tasks import Executor, Failure, Outcome, Task, describe_failure
 from treg_med.runs.tree import OutputTree
+from treg_med.runs.volume_files import index_facts
 from treg_med.runs.volume_worker import Assemble, Assembled, Plan, Solve, Solved, WorkerSettings
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ class _Run:
         self._overwrite = overwrite
         self._watch = watch
         self._trees: dict[Path, OutputTree] = {}
+        self._listed: dict[Path, set[str]] = {}
         self._versions = software_versions()
         self._started = self._ended = self._slices = self._slices_total = 0
         self.ready: list[VolumeOutcome] = []
@@ -285,23 +287,28 @@ class _Run:
             self._submit(volume, "assemble", Assemble(volume.plan), front=True)
 
     def _assembled(self, volume: _Volume, assembled: Assembled) -> None:
-        plan = volume.plan
-        assert plan is not None  # noqa: S101
-        index = RunIndex(self._tree(volume.job))
-        by_label = {each.method.label: each for each in plan.methods}
-        for entry in assembled.entries:
-            index.append(
+        self._end(volume, "done", {str(entry["label"]): entry for entry in assembled.entries})
+
+    def _list(self, volume: _Volume, plan: VolumePlan, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        """Append what was written to the index, and what a run wrote that was killed before it had listed it."""
+        tree = self._tree(volume.job)
+        listed = self._listed[volume.job.out]
+        for each in plan.methods:
+            if each.method.label not in entries and each.run_hash in listed:
+                continue
+            facts = entries.get(each.method.label) or index_facts(plan, each)
+            RunIndex(tree).append(
                 {
                     "status": "done",
-                    "output": (plan.name.folder / f"{by_label[entry['label']].stem}.nii.gz").as_posix(),
+                    "output": (plan.name.folder / f"{each.stem}.nii.gz").as_posix(),
                     "input": volume.job.input.name,
-                    **entry,
+                    **facts,
                     "compute": plan.compute,
                     "events": volume.events,
                     "versions": self._versions,
                 }
             )
-        self._end(volume, "done", {str(e["label"]): e for e in assembled.entries})
+            listed.add(each.run_hash)
 
     def _fail(self, volume: _Volume, failure: Failure) -> None:
         """Set a volume aside once none of its tasks is running."""
@@ -324,6 +331,8 @@ class _Run:
 
     def _end(self, volume: _Volume, status: str, entries: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         plan, done = volume.plan, entries or {}
+        if status != "failed" and plan is not None:
+            self._list(volume, plan, done)
         if status == "skipped" and plan is not None:
             for each in plan.methods:  # left by a run that was killed between its last two steps
                 RecordStore(self._tree(volume.job).records(each.work_hash)).clear()
@@ -358,7 +367,9 @@ class _Run:
         if job.out not in self._trees:
             tree = OutputTree(job.out)
             tree.prepare()
-            RunIndex(tree).repair()
+            index = RunIndex(tree)
+            index.repair()
+            self._listed[job.out] = {str(entry.get("run_hash")) for entry in index.read()[0]}
             self._trees[job.out] = tree
         return self._trees[job.out]
 

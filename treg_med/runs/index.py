@@ -1,7 +1,8 @@
 """``index.jsonl``: one line for every output and every failure, with what differs from run to run.
 
-The sidecars are the truth; the index is a list of them that can be read in one go. Lines are appended whole, under a
-lock; damaged ones are set aside and nothing else is lost.
+The sidecars are the truth; the index is a list of them that can be read in one go. Lines are appended under a lock. A
+process that is killed while it appends leaves the beginning of a line, which is dropped: it was never an entry. Lines
+that are damaged in another way are set aside and nothing else is lost.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from treg_med.data.atomic import writing
@@ -19,6 +19,10 @@ from treg_med.errors import ResourceError
 from treg_med.runs.tree import OutputTree
 
 __all__ = ["RunIndex"]
+
+# How every line of ours begins; what is cut off is told from somebody's damage by it.
+_BEGINNING = b'{"finished": "'
+_BLOCK = 1 << 16
 
 
 class RunIndex:
@@ -46,8 +50,9 @@ class RunIndex:
         # The name of a file need not be text: what has no UTF-8 is escaped, in the manner of JSON.
         line = (json.dumps(entry, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         with self._tree.alone(), writing(f"writing {self.path.name!r}"), self.path.open("ab") as file:
-            # A line cut off by a killed process or a full disk must not swallow this one.
-            if file.tell() and not _ends_a_line(self.path):
+            self._drop_cut_off()
+            # What else does not end its line must not swallow this one.
+            if self._tail():
                 line = b"\n" + line
             file.write(line)
             file.flush()
@@ -82,6 +87,7 @@ class RunIndex:
             If that cannot be written.
         """
         with writing(f"repairing {self.path.name!r}"), self._tree.alone() as staged:
+            self._drop_cut_off()
             lines = self._lines()
             good = [line for line in lines if _entry(line) is not None]
             damaged = [line for line in lines if _entry(line) is None]
@@ -93,11 +99,25 @@ class RunIndex:
                 staged.commit()
         return len(damaged)
 
+    def _tail(self) -> bytes:
+        """Return what follows the last end of a line."""
+        if not self.path.exists():
+            return b""
+        with self.path.open("rb") as file:
+            size, read = file.seek(0, os.SEEK_END), 0
+            tail = b""
+            while read < size and b"\n" not in tail:
+                read = min(size, max(_BLOCK, 2 * read))
+                file.seek(size - read)
+                tail = file.read()
+        return tail.rpartition(b"\n")[2]
 
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+    def _drop_cut_off(self) -> None:
+        """Remove the beginning of a line of ours at the end."""
+        tail = self._tail()
+        ours = tail.startswith(_BEGINNING) or _BEGINNING.startswith(tail)
+        if tail and ours and _entry(tail) is None:
+            os.truncate(self.path, self.path.stat().st_size - len(tail))
 
 
 def _joined(lines: Sequence[bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""The picture and the page of a finished volume, made from the files that were written and nothing else."""
+"""What is made of a finished volume from the files that were written and nothing else: picture, page, index entry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from treg_med.data.reference import reference_slice
 from treg_med.data.source import SliceSource
 from treg_med.runs.plan import MethodPlan, VolumePlan
 
-__all__ = ["write_figure", "write_page"]
+__all__ = ["index_facts", "write_figure", "write_page"]
 
 
 def write_figure(plan: VolumePlan, scan: SliceSource, path: Path, scratch: Path) -> None:
@@ -40,6 +40,23 @@ def write_page(plan: VolumePlan, scan: SliceSource, path: Path, scratch: Path) -
 
     sidecars = [plan.sidecar(each) for each in plan.methods]
     write_volume_page(path, sidecars, _target_volume(plan, scan), title=plan.name.base, scratch=scratch)
+
+
+def index_facts(plan: VolumePlan, each: MethodPlan) -> dict[str, Any]:
+    """Return what the index says of an output, as far as its sidecar tells: seconds and memory are not known."""
+    facts: dict[str, Any] = json.loads(plan.sidecar(each).read_text(encoding="utf-8"))
+    slices = facts["slices"]
+    residuals = [one["residual_noise_units"] for one in slices]
+    return {
+        "label": each.method.label,
+        "run_hash": each.run_hash,
+        "slices": len(slices),
+        "seconds": None,
+        "peak_memory_mb": None,
+        "network_evaluations": sum(one["network_evaluations"] for one in slices),
+        "residual_noise_units": None if None in residuals else sum(residuals) / len(residuals),
+        "warnings": facts["warnings"],
+    }
 
 
 def _target_volume(plan: VolumePlan, scan: SliceSource) -> npt.NDArray[np.float32] | None:
