@@ -13,7 +13,8 @@ import pytest
 
 from tests.runs.scans import write_scan, write_scans
 from tests.test_cli import FAST, ROOT_FILES, assert_one_line, contents, outputs, run, tree_of
-from treg_med.data import RESEARCH_ONLY, is_complete
+from treg_med.data import RESEARCH_ONLY, Measurement, Reconstruction, is_complete
+from treg_med.errors import NumericsError
 from treg_med.runs.index import RunIndex
 from treg_med.runs.locks import OutputLock
 from treg_med.runs.tree import WORK, OutputTree
@@ -318,6 +319,37 @@ def test_two_processes(scans: list[Path], whole: dict[str, bytes], tmp_path: Pat
     # In the order of the inputs, whichever ended first.
     assert [volume["input"] for volume in printed] == [*(path.name for path in scans), "bad.h5"]
     assert outputs(tmp_path / "out") == whole
+
+
+def test_a_method_that_fails_is_named_and_the_others_are_written(
+    scans: list[Path], tiny_prior_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from treg_med.runs import volume_worker
+
+    real = volume_worker.reconstruct
+
+    def failing(measurement: Measurement, **settings: object) -> Reconstruction:
+        if settings["solver"] == "treg" and settings.get("use_prior", True):
+            raise NumericsError("expected a finite image, got NaN")
+        return real(measurement, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(volume_worker, "reconstruct", failing)
+    learned = ("--prior", tiny_prior_folder, "--solver", "treg", "--set", "steps=2", "--workers", 1, "--device", "cpu")
+    written = {f"sub-scan00_rec-{name}_image.nii.gz" for name in ("tv", "treg_desc-control")}
+    result = run("reconstruct", scans[0], "-o", tmp_path / "one", *learned)
+    assert result.exit_code == NumericsError.exit_code
+    assert result.stderr.splitlines()[-1] == "NumericsError: treg: expected a finite image, got NaN"
+    assert volume_names(tmp_path / "one") == written
+    assert all(name in result.stdout for name in written)
+    result = run("reconstruct", *scans[:2], "-o", tmp_path / "two", *learned)
+    assert result.exit_code == 3
+    assert "0 done, 0 skipped, 2 incomplete, 0 failed" in result.stdout
+    assert "scan00.h5: incomplete: NumericsError: treg: expected" in result.stderr
+    result = run("reconstruct", *scans[:2], "-o", tmp_path / "two", *learned, "--json")
+    assert result.exit_code == 3
+    volume = json.loads(result.stdout)["volumes"][1]
+    assert (volume["status"], volume["error"]["kind"]) == ("incomplete", "NumericsError")
+    assert [one["label"] for one in volume["results"]] == ["tv", "treg-control"]
 
 
 @pytest.mark.parametrize(

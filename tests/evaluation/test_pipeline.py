@@ -140,6 +140,18 @@ def test_one_bad_scan_is_set_aside_and_listed(config: ConfigFile) -> None:
     assert "p1_T2w" in (config.root / "out" / "report.html").read_text()
 
 
+def test_a_method_that_fails_is_listed_and_the_others_are_scored(config: ConfigFile) -> None:
+    failing = CONFIG.replace("methods:\n", "methods:\n  - {label: wrong, solver: fbp}\n")
+    result = evaluated(written(config.root, failing))
+    assert {(p.method, p.kind) for p in result.problems} == {("wrong", "ConfigError")}
+    assert len(result.problems) == result.reconstructed == 2 * SUBJECTS
+    found = rows(config)
+    assert {r["method"] for r in found} == {"zf", "tv"}
+    assert {r["subject"] for r in found} == {"p0", "p1", "p2"}
+    again = evaluated(written(config.root, failing))
+    assert (again.problems, again.measured) == (result.problems, 0)
+
+
 def test_old_scores_of_what_now_fails_do_not_count(done: ConfigFile, no_figures: None) -> None:
     (done.root / "scans" / "p0_T2w.nii.gz").write_bytes(b"poison")
     evaluated(done)

@@ -20,7 +20,7 @@ import torch
 from tests.runs.scans import METHODS, jobs, outputs, write_scan, write_scans, write_volume
 from treg_med.data import is_complete
 from treg_med.data.slice_record import SliceRecord
-from treg_med.errors import ConfigError, GeometryError, ResourceError
+from treg_med.errors import ConfigError, GeometryError, NumericsError, ResourceError
 from treg_med.runs.driver import RunProgress, run_volumes
 from treg_med.runs.index import RunIndex
 from treg_med.runs.locks import OutputLock
@@ -228,6 +228,65 @@ def test_nan_in_one_slice_sets_the_volume_aside(scans: list[Path], tmp_path: Pat
     # The slices that can be had are had by asking for them.
     (part,) = list(run_volumes(jobs([path], tmp_path / "out", slices="0"), workers=1, device="cpu"))
     assert part.status == "done"
+
+
+# FBP is of CT: on k-space it fails at every slice.
+WITH_A_FAILING = (METHODS[0], Method("fbp", "fbp"), METHODS[1])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_method_that_fails_does_not_keep_the_others_from_it(
+    scans: list[Path], serial: dict[str, bytes], tmp_path: Path, workers: int
+) -> None:
+    work = [VolumeJob(path, WITH_A_FAILING, tmp_path, report=False) for path in scans[:3]]
+    for attempt in range(2):
+        outcomes = list(run_volumes(work, workers=workers, device="cpu"))
+        assert [o.status for o in outcomes] == ["incomplete"] * 3
+        for outcome in outcomes:
+            assert set(outcome.outputs) == {"zero-filled", "tv"}
+            assert set(outcome.seconds) == (set() if attempt else {"zero-filled", "tv"})
+            assert set(outcome.failures) == {"fbp"}
+            assert outcome.failure is not None
+            assert outcome.failure.kind == outcome.failures["fbp"].kind
+            assert outcome.failure.message.startswith("fbp: ")
+    written = {name: content for name, content in outputs(tmp_path).items() if not name.startswith(WORK)}
+    assert written == {name: serial[name] for name in written}
+    assert len(written) == 2 + 3 * 4
+    entries, _ = RunIndex(OutputTree(tmp_path)).read()
+    assert sum(e["status"] == "done" for e in entries) == 6
+    assert [e["label"] for e in entries if e["status"] == "failed"] == ["fbp"] * 6
+
+
+def test_a_method_that_fails_late_keeps_its_slices_and_wastes_no_more(
+    scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from treg_med.runs import volume_worker
+
+    path = write_scan(tmp_path / "scan.h5", slices=4)
+    real, solved = volume_worker.reconstruct, []
+
+    def failing(measurement: object, **settings: object) -> object:
+        solved.append(settings["solver"])
+        if solved.count("tv") == 2 and settings["solver"] == "tv":
+            raise NumericsError("expected a finite image, got NaN")
+        return real(measurement, **settings)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(volume_worker, "reconstruct", failing)
+        (outcome,) = list(run_volumes(jobs([path], tmp_path / "out", report=True), workers=1, device="cpu"))
+    assert solved.count("tv") == 2
+    assert solved.count("zero-filled") == 4
+    # The picture and the page are of the main method.
+    assert (outcome.status, outcome.page, outcome.figure) == ("incomplete", None, None)
+    assert not list((tmp_path / "out").rglob("*.png"))
+    again: list[str] = []
+    (outcome,) = list(
+        run_volumes(jobs([path], tmp_path / "out", report=True), workers=1, device="cpu", follow=_note_in(again))
+    )
+    assert again == [f"slice {k}/4, tv" for k in (2, 3, 4)]
+    assert (outcome.status, set(outcome.outputs)) == ("done", {"zero-filled", "tv"})
+    assert outcome.figure is not None and outcome.figure.exists()
+    assert not (tmp_path / "out" / WORK).exists()
 
 
 def test_a_full_disk(scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ __all__ = ["Job", "report", "run"]
 
 # Starting processes takes longer than so few slices gain.
 _FEW_SLICES = 4
+_STATUSES = ("done", "skipped", "incomplete", "failed")
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,15 @@ def run(job: Job, *, as_json: bool) -> None:
     place = {path: k for k, path in enumerate(inputs)}
     finished.sort(key=lambda outcome: place[outcome.job.input])
     failed = [outcome for outcome in finished if outcome.failure is not None]
-    if len(inputs) == 1 and failed and failed[0].failure is not None:
-        raise failure_error(failed[0].failure)
+    single = failed[0] if len(inputs) == 1 and failed else None
+    if single is not None and single.failure is not None and not single.outputs:
+        raise failure_error(single.failure)
     for outcome in finished:
         _say_notes(outcome, named=len(inputs) > 1)
     report(finished, as_json=as_json)
     print_warnings([*text_warnings, *(w for outcome in finished for w in outcome.warnings)])
+    if single is not None and single.failure is not None:
+        raise failure_error(single.failure)
     if failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -125,8 +129,10 @@ def report(finished: Sequence[VolumeOutcome], *, as_json: bool, title: str | Non
             if path is not None:
                 console.print(str(path), markup=False)
     if len(finished) > 1:
-        counts = {status: sum(o.status == status for o in finished) for status in ("done", "skipped", "failed")}
-        console.print(", ".join(f"{count} {status}" for status, count in counts.items()), markup=False)
+        counts = {status: sum(o.status == status for o in finished) for status in _STATUSES}
+        # All three are said, none or not; that a method failed, only where one did.
+        told = [f"{count} {status}" for status, count in counts.items() if count or status != "incomplete"]
+        console.print(", ".join(told), markup=False)
     console.print(RESEARCH_ONLY)
 
 

@@ -193,7 +193,7 @@ def _reconstruct(
     result: EvaluationResult,
     watch: Callable[[RunProgress], None] | None,
 ) -> dict[Path, Mapping[str, Path]]:
-    """Reconstruct what is not there; return the sidecars of every case that has all of its own."""
+    """Reconstruct what is not there; return the sidecars of every case that has any."""
     settings = config.settings
     by_job = {(case.job.out, case.job.name): case for case in cases if case.job is not None}
     outputs: dict[Path, Mapping[str, Path]] = {}
@@ -211,11 +211,14 @@ def _reconstruct(
     )
     for outcome in outcomes:
         case = by_job[outcome.job.out, outcome.job.name]
-        if outcome.failure is not None:
+        for label, failure in outcome.failures.items():
+            result.problems.append(problem_of(case, label, failure.kind, failure.message))
+        if not outcome.outputs:
+            assert outcome.failure is not None  # noqa: S101
             result.problems.append(problem_of(case, None, outcome.failure.kind, outcome.failure.message))
             continue
         outputs[_id(case)] = outcome.outputs
-        result.reconstructed += outcome.status == "done"
+        result.reconstructed += outcome.status in ("done", "incomplete")
         result.skipped += outcome.status == "skipped"
     return outputs
 
@@ -223,13 +226,15 @@ def _reconstruct(
 def _to_score(
     cases: Sequence[Case], outputs: Mapping[Path, Mapping[str, Path]] | None
 ) -> Iterator[tuple[Case, Mapping[str, Path] | None]]:
-    """Give what can be scored: of a case whose reconstruction failed the volumes made elsewhere."""
+    """Give what can be scored: what was reconstructed, and the volumes made elsewhere."""
     for case in cases:
-        if outputs is None or case.job is None or _id(case) in outputs:
-            yield case, None if outputs is None else outputs.get(_id(case), {})
-        elif case.predictions:
-            variants = tuple(variant for variant in case.variants if variant.label in case.predictions)
-            yield dataclasses.replace(case, variants=variants), {}
+        if outputs is None or case.job is None:
+            yield case, None if outputs is None else {}
+            continue
+        there = outputs.get(_id(case), {})
+        variants = tuple(v for v in case.variants if v.label in there or v.label in case.predictions)
+        if variants:
+            yield dataclasses.replace(case, variants=variants), there
 
 
 def _score(

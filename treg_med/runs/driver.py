@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -180,7 +180,14 @@ class _Volume:
     running: int = 0
     left: int = 0
     failure: Failure | None = None
+    failures: dict[str, Failure] = field(default_factory=dict)
     events: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def remaining(self) -> VolumePlan:
+        """The plan without the methods that failed."""
+        assert self.plan is not None  # noqa: S101 - asked for after planning only
+        return self.plan.without(self.failures)
 
 
 class _Run:
@@ -281,23 +288,50 @@ class _Run:
         self._slices += solved.slices
         volume.events += solved.events
         volume.left -= 1
-        if volume.left == 0:
-            assert volume.plan is not None  # noqa: S101
+        volume.failures = {**solved.failures, **volume.failures}
+        remaining = volume.remaining
+        if solved.failures:
+            self._continue_with(volume, remaining)
+        if not remaining.methods:
+            self._fail(volume, next(iter(volume.failures.values())))
+        elif volume.left == 0 and remaining.todo:
             # Before the slices of later volumes: what is finished should be there.
-            self._submit(volume, "assemble", Assemble(volume.plan), front=True)
+            self._submit(volume, "assemble", Assemble(remaining), front=True)
+        elif volume.left == 0:
+            self._end(volume, "done")
+
+    def _continue_with(self, volume: _Volume, remaining: VolumePlan) -> None:
+        """Change the tasks in the queue to what remains of the plan; remove them where nothing does."""
+        queued = self._take_back(volume)
+        if remaining.todo:
+            for task in reversed(queued):
+                self._submit(volume, task.key.split("/")[1], replace(task.payload, plan=remaining), front=True)
+        else:
+            volume.left -= len(queued)
+
+    def _take_back(self, volume: _Volume) -> list[Task]:
+        """Remove the tasks of a volume that are still in the queue."""
+        taken: list[Task] = []
+
+        def matches(task: Task) -> bool:
+            ours = task.key.startswith(f"{volume.number}/")
+            taken.extend([task] * ours)
+            return ours
+
+        volume.running -= self._executor.discard(matches)
+        return taken
 
     def _assembled(self, volume: _Volume, assembled: Assembled) -> None:
         self._end(volume, "done", {str(entry["label"]): entry for entry in assembled.entries})
 
-    def _list(self, volume: _Volume, plan: VolumePlan, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    def _list(self, volume: _Volume, entries: Mapping[str, Mapping[str, Any]]) -> None:
         """Append what was written to the index, and what a run wrote that was killed before it had listed it."""
-        tree = self._tree(volume.job)
-        listed = self._listed[volume.job.out]
+        index, listed, plan = RunIndex(self._tree(volume.job)), self._listed[volume.job.out], volume.remaining
         for each in plan.methods:
             if each.method.label not in entries and each.run_hash in listed:
                 continue
             facts = entries.get(each.method.label) or index_facts(plan, each)
-            RunIndex(tree).append(
+            index.append(
                 {
                     "status": "done",
                     "output": (plan.name.folder / f"{each.stem}.nii.gz").as_posix(),
@@ -310,29 +344,45 @@ class _Run:
             )
             listed.add(each.run_hash)
 
-    def _fail(self, volume: _Volume, failure: Failure) -> None:
-        """Set a volume aside once none of its tasks is running."""
-        volume.failure = failure
-        prefix = f"{volume.number}/"
-        volume.running -= self._executor.discard(lambda task: task.key.startswith(prefix))
-        if volume.running:
-            return
+    def _list_failure(self, volume: _Volume, failure: Failure, **facts: str) -> None:
         with contextlib.suppress(ResourceError):  # a full disk must not stop the run over a line of the index
             RunIndex(self._tree(volume.job)).append(
                 {
                     "status": "failed",
                     "input": volume.job.input.name,
+                    **facts,
                     "error": failure.kind,
                     "message": failure.message,
                     "versions": self._versions,
                 }
             )
+
+    def _fail(self, volume: _Volume, failure: Failure) -> None:
+        """Set a volume aside once none of its tasks is running."""
+        volume.failure = failure
+        self._take_back(volume)
+        if volume.running:
+            return
+        self._list_failure(volume, failure)
         self._end(volume, "failed")
 
     def _end(self, volume: _Volume, status: str, entries: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         plan, done = volume.plan, entries or {}
+        outputs: dict[str, Path] = {}
+        page = figure = None
         if status != "failed" and plan is not None:
-            self._list(volume, plan, done)
+            self._list(volume, done)
+            complete = volume.remaining
+            outputs = {each.method.label: plan.sidecar(each) for each in complete.methods}
+            page, figure = complete.page, complete.figure
+        failures: dict[str, Failure] = {}
+        if outputs and volume.failures and plan is not None:
+            status = "incomplete"
+            failures = {e.method.label: volume.failures[e.stem] for e in plan.methods if e.stem in volume.failures}
+            for label, failure in failures.items():
+                self._list_failure(volume, failure, label=label)
+            label, failure = next(iter(failures.items()))
+            volume.failure = replace(failure, message=f"{label}: {failure.message}")
         if status == "skipped" and plan is not None:
             for each in plan.methods:  # left by a run that was killed between its last two steps
                 RecordStore(self._tree(volume.job).records(each.work_hash)).clear()
@@ -340,16 +390,15 @@ class _Run:
             volume.lock.release()
         del self.open[volume.number]
         self._ended += 1
-        complete = status != "failed" and plan is not None
-        outputs = {each.method.label: plan.sidecar(each) for each in plan.methods} if plan and complete else {}
         self.ready.append(
             VolumeOutcome(
                 job=volume.job,
                 status=status,
                 failure=volume.failure,
+                failures=failures,
                 outputs=outputs,
-                page=plan.page if plan and complete else None,
-                figure=plan.figure if plan and complete else None,
+                page=page,
+                figure=figure,
                 seconds={label: float(entry["seconds"]) for label, entry in done.items()},
                 residuals={label: float(entry["residual_noise_units"]) for label, entry in done.items()},
                 evaluations={label: int(entry["network_evaluations"]) for label, entry in done.items()},

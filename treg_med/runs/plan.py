@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +142,14 @@ class VolumePlan:
 
         return replace(self, methods=tuple(replace(each, state=state(each)) for each in self.methods))
 
+    def without(self, stems: Collection[str]) -> VolumePlan:
+        """Return the plan without some methods; without the main one there is no picture and no page."""
+        methods = tuple(each for each in self.methods if each.stem not in stems)
+        main = self.methods[-1] in methods
+        return replace(
+            self, methods=methods, page=self.page if main else None, figure=self.figure if main else None
+        )
+
     def sidecar(self, each: MethodPlan) -> Path:
         """Sidecar of a method."""
         return self.folder / f"{each.stem}.json"
@@ -160,9 +168,11 @@ class VolumeOutcome:
     job
         The job.
     status
-        "done", "skipped" (everything was there) or "failed".
+        "done", "skipped" (everything was there), "incomplete" (some methods failed) or "failed".
     failure
-        Why it failed.
+        Why it failed, or why the first method did.
+    failures
+        Why methods failed by method label, where others did not.
     outputs
         Sidecars by method label.
     page, figure
@@ -182,6 +192,7 @@ class VolumeOutcome:
     job: VolumeJob
     status: str
     failure: Failure | None = None
+    failures: Mapping[str, Failure] = field(default_factory=dict)
     outputs: Mapping[str, Path] = field(default_factory=dict)
     page: Path | None = None
     figure: Path | None = None

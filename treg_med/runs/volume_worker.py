@@ -23,7 +23,7 @@ from treg_med.runs.method import Method
 from treg_med.runs.plan import MethodPlan, VolumeJob, VolumePlan, plan_volume
 from treg_med.runs.prior_source import PriorSource
 from treg_med.runs.records import RecordStore
-from treg_med.runs.tasks import Slot
+from treg_med.runs.tasks import Failure, Slot, describe_failure
 from treg_med.runs.tree import OutputTree
 from treg_med.runs.volume_files import write_figure, write_page
 
@@ -92,10 +92,13 @@ class Solved:
         How many.
     events
         What was done when memory ran out.
+    failures
+        Why methods failed, by the stem of their outputs.
     """
 
     slices: int
     events: tuple[Mapping[str, Any], ...] = ()
+    failures: Mapping[str, Failure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,14 +149,18 @@ class VolumeWorker:
         return replace(plan, warnings=(*self._settings.prior.warnings(), *plan.warnings))
 
     def solve(self, task: Solve, scan: SliceSource) -> Solved:
-        """Solve slices, several at a time, while the next ones are read; those that are there already are skipped."""
+        """Solve slices, several at a time, while the next ones are read; those that are there already are skipped.
+
+        A method that fails on a slice is given up; the others go on.
+        """
         plan = task.plan
         before = len(self._batch.events)
         stores = {each.stem: _store(plan, each) for each in plan.todo}
         missing = {stem: {i for i in task.indices if not store.has(i)} for stem, store in stores.items()}
+        failures: dict[str, Failure] = {}
         wanted = [i for i in task.indices if any(i in some for some in missing.values())]
         for group in _read_ahead(scan, wanted, self._batch.size):
-            for each in plan.todo:
+            for each in (some for some in plan.todo if some.stem not in failures):
                 chosen = [(i, m) for i, m in group if i in missing[each.stem]]
                 began = time.perf_counter()
                 results = self._run(each.method, chosen, plan)
@@ -162,10 +169,9 @@ class VolumeWorker:
                 for (index, _), result in zip(chosen, results, strict=True):
                     if isinstance(result, Reconstruction):
                         stores[each.stem].put(SliceRecord.of(replace(result, seconds=seconds), index))
-                # Only now: what was finished beside a slice that failed is not lost.
-                for error in (result for result in results if isinstance(result, Exception)):
-                    raise error
-        return Solved(len(task.indices), tuple(self._batch.events[before:]))
+                    else:
+                        failures.setdefault(each.stem, describe_failure(result))
+        return Solved(len(task.indices), tuple(self._batch.events[before:]), failures)
 
     def assemble(self, plan: VolumePlan, scan: SliceSource) -> Assembled:
         """Write the volumes, then the picture and the page of them; then forget the slices."""
