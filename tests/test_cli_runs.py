@@ -106,6 +106,21 @@ def test_scans_of_one_name_in_two_folders_get_two_names(scans: list[Path], tmp_p
     assert volume_names(out) == names("siteAscan", "siteBscan", "scan02")
 
 
+def test_masks_of_a_folder_are_left_out_and_said(scans: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("scan00.h5", "scan00_lesions.h5", "sub-1_label-WM_mask.nii.gz"):
+        shutil.copy(scans[0], folder / name)
+    result = run("reconstruct", folder, "-o", tmp_path / "out", *PLAIN)
+    assert result.exit_code == 0, result.output
+    assert volume_names(tmp_path / "out") == names("scan00")
+    assert "scans: left out as masks by their names: 2" in result.stderr
+    # What is named is taken up.
+    result = run("reconstruct", folder / "scan00_lesions.h5", "-o", tmp_path / "out", *PLAIN)
+    assert result.exit_code == 0, result.output
+    assert volume_names(tmp_path / "out") == names("scan00", "scan00lesions")
+
+
 def test_an_input_given_twice_is_refused(scans: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(scans[0].parent)
     for twice in ((scans[0], scans[0]), (scans[0], scans[0].name), (scans[0].parent, scans[1])):

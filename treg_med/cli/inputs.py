@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import typer
+
 from treg_med.errors import ConfigError, ResourceError
 
 __all__ = ["expand_inputs", "parse_shard"]
@@ -17,7 +19,8 @@ _EXTENSIONS = (".nii", ".nii.gz", ".h5", ".hdf5")
 def expand_inputs(inputs: Sequence[Path]) -> list[Path]:
     """Return the scans of files and folders.
 
-    Of a folder, hidden ones within, outputs of other tools (``derivatives``) and our own results are left out.
+    Of a folder, hidden ones within, outputs of other tools (``derivatives``), our own results, and masks by their name
+    are left out; of the masks a line on stderr tells.
 
     Raises
     ------
@@ -25,6 +28,7 @@ def expand_inputs(inputs: Sequence[Path]) -> list[Path]:
         If a folder holds no scan.
     """
     from treg_med.data.writer import is_reconstruction
+    from treg_med.training.prepare.scan_entry import is_mask_name
 
     found: list[Path] = []
     for path in inputs:
@@ -32,7 +36,10 @@ def expand_inputs(inputs: Sequence[Path]) -> list[Path]:
             found.append(path)
             continue
         named = [p for p in sorted(path.rglob("*")) if _is_scan(p.relative_to(path)) and p.is_file()]
-        inside = [p for p in named if not is_reconstruction(p)]
+        scans = [p for p in named if not is_reconstruction(p)]
+        inside = [p for p in scans if not is_mask_name(p.name)]
+        if masks := len(scans) - len(inside):
+            typer.echo(f"{path.name}: left out as masks by their names: {masks}", err=True)
         if not inside:
             raise ResourceError(
                 f"expected scans ({', '.join(_EXTENSIONS)}) in the folder {path.name!r}, found none; name the files"
