@@ -55,10 +55,8 @@ def write_results(folders: Sequence[Path], out: Path) -> None:
         config = (folder / "config.yaml").read_text(encoding="utf-8")
         title = next(line for line in config.splitlines() if line.startswith("# ")).removeprefix("# ")
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        # Of one slice a volume, both levels say the same.
-        volumes = summary | {"groups": [group for group in summary["groups"] if group["level"] == "volume"]}
         first = [overview(summary, *shown) for shown in OVERVIEWS if any(_is(g, shown) for g in summary["groups"])]
-        parts.append("\n".join([f"\n## {title}\n", *first, markdown_table(volumes)]))
+        parts.append("\n".join([f"\n## {title}\n", *first, markdown_table(summary)]))
     with StagedFiles(overwrite=True) as staged:
         staged.path(out).write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
         staged.commit()

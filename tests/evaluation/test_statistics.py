@@ -16,14 +16,7 @@ from treg_med.evaluation.statistics import (
     paired_wilcoxon,
     rank_biserial,
     standard_error,
-    subject_means,
 )
-
-
-def test_subject_means_are_in_the_order_of_appearance() -> None:
-    assert subject_means([1.0, 5.0, 3.0], ["b", "a", "b"]) == {"b": 2.0, "a": 5.0}
-    with pytest.raises(ConfigError, match="2 subjects"):
-        subject_means([1.0, 2.0, 3.0], ["a", "b"])
 
 
 def test_standard_error() -> None:

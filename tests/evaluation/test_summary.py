@@ -212,6 +212,20 @@ def test_protocols_levels_and_datasets_are_groups_of_their_own() -> None:
     assert [g["cells"][0]["mean"] for g in summary["groups"]] == [30.0, 20.0, 10.0, 40.0, 50.0]
 
 
+def test_slices_of_volumes_of_one_slice_have_no_table_of_their_own() -> None:
+    volumes = [row("a", psnr=30.0), row("b", psnr=20.0)]
+    same = [row("a", level="slice", slice=0, psnr=30.0), row("b", level="slice", slice=4, psnr=20.0)]
+    other = [row("a", level="slice", slice=0, psnr=30.0), row("b", level="slice", slice=4, psnr=21.0)]
+    alone = [row("a", protocol="lodopab", level="slice", slice=0, psnr=30.0)]
+
+    def levels(rows: list[Row]) -> list[str]:
+        return [section.level for section in sections(summarise(rows, resamples=FEW))]
+
+    assert levels([*volumes, *same]) == ["volume"]
+    assert levels([*volumes, *other]) == ["volume", "slice"]
+    assert levels([*volumes, *alone]) == ["volume", "slice"]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -27,7 +27,6 @@ __all__ = [
     "paired_wilcoxon",
     "rank_biserial",
     "standard_error",
-    "subject_means",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -63,25 +62,6 @@ class Wilcoxon:
     zeros: int
     exact: bool
     note: str = ""
-
-
-def subject_means(values: npt.ArrayLike, subjects: Sequence[str]) -> dict[str, float]:
-    """Return the mean value of each subject, in the order in which subjects first appear.
-
-    Raises
-    ------
-    ConfigError
-        When there is not one subject for each value.
-    """
-    numbers = np.asarray(values, dtype=np.float64)
-    if numbers.shape != (len(subjects),):
-        raise ConfigError(
-            f"expected one subject for each value, got {len(subjects)} subjects and values of shape {numbers.shape}"
-        )
-    found: dict[str, list[float]] = {}
-    for subject, value in zip(subjects, numbers.tolist(), strict=True):
-        found.setdefault(subject, []).append(value)
-    return {subject: math.fsum(each) / len(each) for subject, each in found.items()}
 
 
 def standard_error(values: npt.ArrayLike) -> float:

@@ -100,15 +100,23 @@ class Section:
 
 
 def sections(summary: Mapping[str, Any]) -> list[Section]:
-    """Return the tables of a summary, in its order."""
+    """Return the tables of a summary, in its order; where volumes are one slice, that of the slices repeats theirs."""
     found: dict[_Key, list[Group]] = {}
     for group in summary["groups"]:
-        key = (
-            group["dataset"], group["scenario"], group["protocol"], group["protocol_version"], group["level"],
-            group["region"],
-        )  # fmt: skip
-        found.setdefault(key, []).append(group)
-    return [_section(key, groups) for key, groups in found.items()]
+        found.setdefault(_key(group, group["level"]), []).append(group)
+    return [
+        _section(key, groups)
+        for key, groups in found.items()
+        if groups[0]["level"] == "volume" or _values(groups) != _values(found.get(_key(groups[0], "volume"), []))
+    ]
+
+
+def _key(group: Group, level: str) -> _Key:
+    return group["dataset"], group["scenario"], group["protocol"], group["protocol_version"], level, group["region"]
+
+
+def _values(groups: Sequence[Group]) -> list[tuple[str, Any]]:
+    return [(group["metric"], group["cells"]) for group in groups]
 
 
 def headline(section: Section) -> list[Metric]:

@@ -55,11 +55,6 @@ class OutputName:
         return Path(f"sub-{parts['sub']}", *session, self.datatype)
 
     @property
-    def subject(self) -> str:
-        """Label of the subject."""
-        return dict(self.entities)["sub"]
-
-    @property
     def base(self) -> str:
         """Name of the volume without a method."""
         return self._join(self.entities)
