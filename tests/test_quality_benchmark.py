@@ -25,6 +25,7 @@ from treg_med.training.prepare.captions_jsonl import read_captions
 ct_input = pytest.importorskip("benchmarks.quality.ct_input")
 ct_samples = pytest.importorskip("benchmarks.quality.ct_samples")
 mr_samples = pytest.importorskip("benchmarks.quality.mr_samples")
+mr_tv_samples = pytest.importorskip("benchmarks.quality.mr_tv_samples")
 prepare = pytest.importorskip("benchmarks.quality.prepare")
 supervised = pytest.importorskip("benchmarks.quality.supervised")
 train_unet = pytest.importorskip("benchmarks.quality.train_unet")
@@ -182,6 +183,17 @@ def test_untrained_network_returns_its_input(tmp_path: Path) -> None:
     torch.testing.assert_close(image, along, rtol=1e-4, atol=1e-6)
 
 
+def test_a_network_may_start_from_total_variation(tmp_path: Path) -> None:
+    scan = mr_scan()
+    path = weights(tmp_path / "w.safetensors", "mri-tv", trained=False)
+    tv = get_solver("tv")(scan).image
+    along = mr_samples.MRInput.of(tv)
+    expected = along.image(along.channels[..., -1:, :, :])
+    torch.testing.assert_close(get_solver(UNET, weights=path, start="tv")(scan).image, expected, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ConfigError, match="network for mri, got one for mri-tv"):
+        get_solver(UNET, weights=path)(scan)
+
+
 def test_data_consistency_brings_the_network_to_the_noise(tmp_path: Path) -> None:
     path = weights(tmp_path / "w.safetensors", "mri")
     scan = mr_scan()
@@ -246,6 +258,31 @@ def test_training_pairs_do_not_hold_the_subject_kept_out(brain: tuple[Path, np.n
     torch.testing.assert_close(start.square().sum(1).mean((-2, -1)), torch.ones(2))
 
 
+def test_pairs_of_total_variation_are_made_once_and_moved(
+    brain: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mr_tv_samples, "PAIRS_IN_FILE", 3)
+    arguments = train_unet.argparse.Namespace(slices=brain[0], out=tmp_path / "pairs", pairs=3, seed=0, threads=1)
+    mr_tv_samples.make_files(arguments)
+    (file,) = (tmp_path / "pairs").iterdir()
+    written = file.stat().st_mtime_ns
+    mr_tv_samples.make_files(arguments)
+    assert file.stat().st_mtime_ns == written
+    samples = mr_tv_samples.TVSamples(brain[0], tmp_path / "pairs", batch=4, seed=0)
+    start, target = samples.draw(0)
+    assert (start.shape, target.shape) == ((4, 2, SIZE, SIZE), (4, 1, SIZE, SIZE))
+    assert torch.equal(start, samples.draw(0)[0])
+    assert not torch.equal(start, samples.draw(1)[0])
+    # Input and target are moved together; the images are noise, of which total variation keeps a part.
+    for along, true in zip(start[:, 1], target[:, 0], strict=True):
+        together, apart = (torch.corrcoef(torch.stack([along.flatten(), t.flatten()])) for t in (true, true.roll(1)))
+        assert float(together[0, 1]) > 0.3 + abs(float(apart[0, 1]))
+    names = [name for name, *_ in samples.validation(1)]
+    assert len(set(names)) == len(names) == 12
+    with pytest.raises(ResourceError, match="mr_tv_samples"):
+        mr_tv_samples.TVSamples(brain[0], tmp_path / "none", batch=4, seed=0)
+
+
 def test_training_goes_on_where_it_was_stopped(brain: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     samples = mr_samples.MRSamples(brain[0], [], batch=1, seed=1)
     config = unet_module.UNetConfig("mri", width=4, depth=2)
@@ -267,7 +304,7 @@ def test_training_goes_on_where_it_was_stopped(brain: tuple[Path, np.ndarray], t
 def test_ct_pairs_are_made_once_and_turned(
     body: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ct_samples, "_SHARD", 3)
+    monkeypatch.setattr(ct_samples, "PAIRS_IN_FILE", 3)
     slices = ct_samples._Slices.load(body[0])
     assert ct_samples.held_out_subjects(slices.subjects) == {"P2"}
     arguments = train_unet.argparse.Namespace(slices=body[0], out=tmp_path / "pairs", pairs=3, seed=0, threads=1)

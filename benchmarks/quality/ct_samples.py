@@ -13,15 +13,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.quality.ct_input import ct_channels, from_attenuation
+from benchmarks.quality.pair_files import PAIRS_IN_FILE, read_pairs, write_pairs
 from treg_med.data.ct_simulation import CTSimulation
 from treg_med.data.sampling import child_generator
 from treg_med.errors import ResourceError
@@ -49,7 +48,6 @@ SCENARIOS = {
     "limited angle": Scenario(120, 120.0, 1e4, (4e3, 4e4)),
     "low dose": Scenario(180, 180.0, 1e3, (5e2, 3e3)),
 }
-_SHARD = 100
 # Every so many-th training patient chooses between networks and is not trained on.
 _HELD_OUT_EVERY = 9
 _LARGEST_SHIFT = 20
@@ -110,13 +108,7 @@ class CTSamples:
     kind = "ct"
 
     def __init__(self, slices: Path, pairs: Path, batch: int, seed: int) -> None:
-        files = sorted(pairs.glob("pairs-*.safetensors"))
-        if not files:
-            raise ResourceError(
-                f"expected files of pairs in {str(pairs)!r}, got none; make them with python -m "
-                "benchmarks.quality.ct_samples"
-            )
-        self.groups = {name: torch.cat([load_file(file)[name] for file in files]) for name in SCENARIOS}
+        self.groups = read_pairs(pairs, __name__)
         self.slices = _Slices.load(slices)
         self.batch = batch
         self.seed = seed
@@ -175,19 +167,14 @@ def make_pairs(slices: _Slices, scenario: Scenario, count: int, generator: torch
 def make_files(options: argparse.Namespace) -> None:
     """Write the files that are not there yet."""
     torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
     slices = _Slices.load(options.slices)
-    for number in range(math.ceil(options.pairs / _SHARD)):
-        file = options.out / f"pairs-{number:03d}.safetensors"
-        if file.is_file():
-            continue
-        made: dict[str, Any] = {}
-        for name, scenario in SCENARIOS.items():
-            generator = child_generator(options.seed, "pairs", number, name)
-            made[name] = make_pairs(slices, scenario, math.ceil(_SHARD / len(SCENARIOS)), generator).half()
-        temporary = file.with_suffix(".part")
-        save_file(made, temporary)
-        temporary.replace(file)
+    count = math.ceil(PAIRS_IN_FILE / len(SCENARIOS))
+
+    def make(number: int) -> dict[str, Tensor]:
+        generators = {name: child_generator(options.seed, "pairs", number, name) for name in SCENARIOS}
+        return {name: make_pairs(slices, SCENARIOS[name], count, each) for name, each in generators.items()}
+
+    write_pairs(options.out, options.pairs, make)
 
 
 if __name__ == "__main__":

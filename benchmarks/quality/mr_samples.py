@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treg_med.data import open_scan
+from treg_med.data import Measurement, open_scan
 from treg_med.data.nifti import NiftiReader
 from treg_med.data.sampling import child_generator
 from treg_med.data.simulation import KspaceSimulation, smooth_phase
@@ -105,9 +105,14 @@ class MRSamples:
         generator = child_generator(self.seed, "batch", step)
         images = self._images(generator)
         coils = _choice(COILS, generator)
-        pairs = [self._pair(image, coils, generator) for image in images]
-        start = MRInput.of(torch.stack([zero_filled for zero_filled, _ in pairs]))
-        return start.channels, (torch.stack([magnitude for _, magnitude in pairs]) / start.scale)[:, None]
+        scans = [self._scan(image, coils, generator) for image in images]
+        start = MRInput.of(torch.stack([scan.operator.adjoint(scan.y) for scan in scans]))
+        return start.channels, (images / start.scale)[:, None]
+
+    def draw_scan(self, generator: torch.Generator) -> Measurement:
+        """Return a scan of one image, its target the complex image."""
+        images = self._images(generator)
+        return self._scan(images[0], _choice(COILS, generator), generator)
 
     def _images(self, generator: torch.Generator) -> Tensor:
         """Draw magnitudes ``(batch, H, W)`` with a maximum of about one."""
@@ -122,8 +127,7 @@ class MRSamples:
         turns = int(torch.randint(4, (), generator=generator))
         return torch.rot90(images, turns, (-2, -1))
 
-    def _pair(self, image: Tensor, coils: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the zero-filled image of a simulated scan, complex ``(H, W)``, and the magnitude."""
+    def _scan(self, image: Tensor, coils: int, generator: torch.Generator) -> Measurement:
         shape = (image.shape[0], image.shape[1])
         seeds = _MASK_SEEDS if shape == self.slices.images.shape[-2:] else _NATIVE_MASK_SEEDS
         kind, acceleration = _choice(MASKS, generator), _choice(ACCELERATIONS, generator)
@@ -132,10 +136,18 @@ class MRSamples:
         operator = CartesianMRI(mask, _maps(coils, shape) if coils > 1 else None)
         noise_std = math.exp(_uniform(math.log(NOISE[0]), math.log(NOISE[1]), generator))
         noise = complex_gaussian_noise(operator.range_shape, noise_std, generator)
-        return operator.adjoint(operator(target) + noise), image
+        y = torch.where(mask, operator(target) + noise, torch.zeros((), dtype=noise.dtype))
+        return Measurement(y, operator, noise_std=noise_std, target=target)
 
     def validation(self, count: int = 4) -> Iterator[tuple[str, Tensor, Tensor, float]]:
-        """Give name, input, target and scale of the subject kept out, evenly spaced slices by every acquisition."""
+        """Give name, input, target and scale of `validation_scans`."""
+        for name, scan in self.validation_scans(count):
+            assert scan.target is not None  # noqa: S101
+            start = MRInput.of(scan.operator.adjoint(scan.y))
+            yield name, start.channels, (scan.target.abs() / start.scale)[None], float(start.scale)
+
+    def validation_scans(self, count: int) -> Iterator[tuple[str, Measurement]]:
+        """Give name and scan of the subject kept out, evenly spaced slices by every acquisition."""
         chosen = [self.held_out[int((k + 0.5) * len(self.held_out) / count)] for k in range(count)]
         for coils in COILS:
             for acceleration in ACCELERATIONS:
@@ -144,9 +156,11 @@ class MRSamples:
                     mask = simulation.make_mask((self.slices.images.shape[-2], self.slices.images.shape[-1]))
                     for index in chosen:
                         scan = simulation.slice(self.slices.images[index, 0].float() / 255, index, mask, 1.0)
-                        start = MRInput.of(CartesianMRI(mask.mask, scan.maps).adjoint(scan.kspace))
+                        operator = CartesianMRI(mask.mask, scan.maps)
                         name = f"{coils} coil{'s' * (coils > 1)}, R={acceleration}, {kind}"
-                        yield name, start.channels, (scan.target.abs() / start.scale)[None], float(start.scale)
+                        yield name, Measurement(
+                            scan.kspace, operator, noise_std=VALIDATION_NOISE, target=scan.target
+                        )
 
 
 def _choice(options: Sequence[Any], generator: torch.Generator) -> Any:

@@ -19,6 +19,7 @@ from treg_med.operators.ct_operator import CTOperator
 from treg_med.operators.weighted import Weighted
 from treg_med.solvers.base import Problem, Solver, per_image, setting
 from treg_med.solvers.data_step import to_noise_level
+from treg_med.solvers.total_variation import TotalVariation
 
 __all__ = ["SupervisedUNet"]
 
@@ -29,9 +30,10 @@ _SHIPPED = Path(__file__).parent / "weights"
 class SupervisedUNet(Solver):
     r"""A U-Net that was trained on pairs of a simple and the true image, and no prior.
 
-    MR: the zero-filled image A^H y, of several coils combined by their maps, along its smooth phase and across it. CT:
-    filtered backprojection and SIRT. With ``data_consistency`` the network's image x0 is brought to the data until the
-    residual is one noise unit, as the methods with a prior end:
+    MR: the zero-filled image A^H y, of several coils combined by their maps, or the one of total variation, from which
+    the methods with a prior start; along its smooth phase and across it. CT: filtered backprojection and SIRT. With
+    ``data_consistency`` the network's image x0 is brought to the data until the residual is one noise unit, as the
+    methods with a prior end:
 
     .. math:: \arg\min_x \tfrac12 \|A x - y\|^2 + \tfrac{w}{2} \|x - x_0\|^2
 
@@ -43,6 +45,7 @@ class SupervisedUNet(Solver):
 
     name: ClassVar[str] = "unet"
 
+    start: str = setting("zero-filled", choices=("zero-filled", "tv"), help="MR: the image that the network is given")
     weights: str | None = setting(None, help="safetensors file of the network; None: that of the benchmark")
     data_consistency: bool = setting(False, help="bring the network's image to the data")
     iterations: int = setting(30, minimum=1, maximum=1000, help="conjugate-gradient iterations of a data step")
@@ -57,20 +60,22 @@ class SupervisedUNet(Solver):
         ResourceError, FormatError
             If the weights are not there, or of something else.
         """
-        kind = "mri" if problem.operator.is_complex else "ct"
+        mr = "mri" if self.start == "zero-filled" else "mri-tv"
+        kind = mr if problem.operator.is_complex else "ct"
         path = _SHIPPED / f"{kind}.safetensors" if self.weights is None else Path(self.weights)
         unet = _network(path, path.stat().st_mtime_ns if path.is_file() else 0, str(problem.y.device))
         if unet.config.kind != kind:
             raise ConfigError(
                 f"expected a network for {kind}, got one for {unet.config.kind} in {path.name}; choose other weights"
             )
-        image = self._mr(problem, unet) if kind == "mri" else self._ct(problem, unet)
+        image = self._ct(problem, unet) if kind == "ct" else self._mr(problem, unet)
         problem.nfe += 1
         problem.log(self.name, 1, 1, image=image, residual=problem.residual(image))
         return self._with_data(problem, image) if self.data_consistency else image
 
     def _mr(self, problem: Problem, unet: UNet) -> Tensor:
-        start = MRInput.of(problem.linear.adjoint(problem.y))
+        simple = problem.linear.adjoint(problem.y) if self.start == "zero-filled" else TotalVariation().solve(problem)
+        start = MRInput.of(simple)
         return start.image(_alone(unet, start.channels))
 
     def _ct(self, problem: Problem, unet: UNet) -> Tensor:

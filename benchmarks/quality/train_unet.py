@@ -1,7 +1,8 @@
 """Train the supervised networks of the benchmark on the training split of the slice files.
 
-    python -m benchmarks.quality.train_unet mri --slices brain_mr_slices_2d.h5 --native FOLDER --out checkpoints/quality
-    python -m benchmarks.quality.train_unet ct --slices ct_slices_2d.h5 --pairs FOLDER --out checkpoints/quality
+    python -m benchmarks.quality.train_unet mri --slices brain_mr_slices_2d.h5 --native FOLDER --out FOLDER
+    python -m benchmarks.quality.train_unet mri-tv --slices brain_mr_slices_2d.h5 --pairs FOLDER --out FOLDER
+    python -m benchmarks.quality.train_unet ct --slices ct_slices_2d.h5 --pairs FOLDER --out FOLDER
 
 The learning rate falls to zero over ``--minutes`` of processor time on one thread. The state is written every few
 minutes: the same command goes on where it was stopped. Some training subjects are kept out and choose between networks:
@@ -25,7 +26,8 @@ from torch import Tensor
 
 from benchmarks.quality.ct_samples import CTSamples
 from benchmarks.quality.mr_samples import MRSamples
-from benchmarks.quality.unet import UNet, UNetConfig, save_unet
+from benchmarks.quality.mr_tv_samples import TVSamples
+from benchmarks.quality.unet import KINDS, UNet, UNetConfig, save_unet
 from treg_med.training.checkpoint import Ema, load_state, save_state
 
 _WARM_UP = 200
@@ -88,7 +90,9 @@ def score(improve: Callable[[Tensor], Tensor], pairs: Sequence[tuple[str, Tensor
     return {"mean": round(sum(means.values()) / len(means), 3), **means}
 
 
-def _samples(arguments: argparse.Namespace) -> MRSamples | CTSamples:
+def _samples(arguments: argparse.Namespace) -> MRSamples | TVSamples | CTSamples:
+    if arguments.kind == "mri-tv":
+        return TVSamples(arguments.slices, arguments.pairs, arguments.batch, arguments.seed)
     if arguments.kind == "ct":
         return CTSamples(arguments.slices, arguments.pairs, arguments.batch, arguments.seed)
     volumes = sorted(path for folder in arguments.native for path in folder.glob("*.nii.gz"))
@@ -140,11 +144,11 @@ def train(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("mri", "ct"))
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--slices", type=Path, required=True, help="slice file with captions")
     parser.add_argument("--native", type=Path, nargs="*", default=[], help="folders of NIfTI volumes")
     parser.add_argument("--native-subjects", nargs="*", default=["ms_long_p01"], help="starts of their names")
-    parser.add_argument("--pairs", type=Path, help="folder that benchmarks.quality.ct_samples wrote")
+    parser.add_argument("--pairs", type=Path, help="folder of the pairs (mri-tv, ct)")
     parser.add_argument("--out", type=Path, required=True, help="folder of state, log and weights")
     parser.add_argument("--minutes", type=float, default=40, help="processor time")
     parser.add_argument("--steps", type=int, default=10**9, help="end after so many steps")

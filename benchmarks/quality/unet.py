@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from treg_med.errors import FormatError, ResourceError
 
-__all__ = ["UNetConfig", "UNet", "load_unet", "save_unet"]
+__all__ = ["KINDS", "UNetConfig", "UNet", "load_unet", "save_unet"]
 
 FORMAT = "supervised-unet"
-KINDS = ("mri", "ct")
+KINDS = ("mri", "mri-tv", "ct")
 _INPUTS = 2
 _SHUFFLE = 2
 
@@ -31,8 +31,8 @@ class UNetConfig:
     Parameters
     ----------
     kind
-        What the two channels of the input are. ``"mri"``: an image across and along its phase; ``"ct"``: a sharp and a
-        smooth image in HU / 1000.
+        What the two channels of the input are. ``"mri"``: the zero-filled image across and along its phase;
+        ``"mri-tv"``: that of total variation; ``"ct"``: a sharp and a smooth image in HU / 1000.
     width
         Channels of the finest level; they double with every level.
     depth
