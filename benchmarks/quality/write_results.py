@@ -25,8 +25,10 @@ Written by `python benchmarks/quality/write_results.py`; how the evaluations wer
 [benchmarks/quality](../benchmarks/quality/README.md). Validation subjects, which nothing was trained or tuned on. Means
 over subjects with 95 % BCa intervals; slices are averaged within a scan and scans within a subject first. The scans are
 *simulated* from images: an inverse crime. `NAME-control` is the pipeline of NAME with the prior removed. `unet` is a
-small supervised network (1.9 million parameters, half an hour of CPU training) that was trained on the same training
-subjects, for these acquisitions. For research use only.
+small supervised network (1.9 million parameters, half an hour of CPU training at most) that was trained on the same
+training subjects, for these acquisitions: it improves the zero-filled image (CT: filtered backprojection and SIRT),
+`unet-dc` then brings that to the data, and `unet-tv` is one that improves the image of total variation, from which the
+methods with a prior start as well. For research use only.
 """
 
 
