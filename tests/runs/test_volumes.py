@@ -391,6 +391,15 @@ def test_what_a_killed_run_did_not_list_is_listed_by_the_next(scans: list[Path],
     assert RunIndex(OutputTree(tmp_path)).read()[0] == entries
 
 
+def test_what_another_run_listed_meanwhile_is_not_listed_twice(scans: list[Path], tmp_path: Path) -> None:
+    first = run_volumes(jobs(scans[:3], tmp_path), workers=1, device="cpu")
+    next(first)
+    run(scans[2:3], tmp_path)
+    assert [o.status for o in first] == ["done", "skipped"]
+    entries, _ = RunIndex(OutputTree(tmp_path)).read()
+    assert len(entries) == 2 * 3
+
+
 def test_what_was_written_before_a_kill_is_listed_with_the_rest(scans: list[Path], tmp_path: Path) -> None:
     run(scans[:1], tmp_path)
     for path in tmp_path.rglob("*rec-tv*"):

@@ -328,6 +328,8 @@ class _Run:
         """Append what was written to the index, and what a run wrote that was killed before it had listed it."""
         index, listed, plan = RunIndex(self._tree(volume.job)), self._listed[volume.job.out], volume.remaining
         for each in plan.methods:
+            if each.method.label not in entries and each.run_hash not in listed:
+                listed.update(index.run_hashes())  # another run may have listed it meanwhile
             if each.method.label not in entries and each.run_hash in listed:
                 continue
             facts = entries.get(each.method.label) or index_facts(plan, each)
@@ -367,46 +369,19 @@ class _Run:
         self._end(volume, "failed")
 
     def _end(self, volume: _Volume, status: str, entries: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        plan, done = volume.plan, entries or {}
-        outputs: dict[str, Path] = {}
-        page = figure = None
-        if status != "failed" and plan is not None:
-            self._list(volume, done)
-            complete = volume.remaining
-            outputs = {each.method.label: plan.sidecar(each) for each in complete.methods}
-            page, figure = complete.page, complete.figure
-        failures: dict[str, Failure] = {}
-        if outputs and volume.failures and plan is not None:
-            status = "incomplete"
-            failures = {e.method.label: volume.failures[e.stem] for e in plan.methods if e.stem in volume.failures}
-            for label, failure in failures.items():
+        entries = entries or {}
+        if status != "failed":
+            self._list(volume, entries)
+            for label, failure in volume.failures.items():
                 self._list_failure(volume, failure, label=label)
-            label, failure = next(iter(failures.items()))
-            volume.failure = replace(failure, message=f"{label}: {failure.message}")
-        if status == "skipped" and plan is not None:
-            for each in plan.methods:  # left by a run that was killed between its last two steps
+        if status == "skipped":
+            for each in volume.remaining.methods:  # left by a run that was killed between its last two steps
                 RecordStore(self._tree(volume.job).records(each.work_hash)).clear()
         if volume.lock is not None:
             volume.lock.release()
         del self.open[volume.number]
         self._ended += 1
-        self.ready.append(
-            VolumeOutcome(
-                job=volume.job,
-                status=status,
-                failure=volume.failure,
-                failures=failures,
-                outputs=outputs,
-                page=page,
-                figure=figure,
-                seconds={label: float(entry["seconds"]) for label, entry in done.items()},
-                residuals={label: float(entry["residual_noise_units"]) for label, entry in done.items()},
-                evaluations={label: int(entry["network_evaluations"]) for label, entry in done.items()},
-                slices=len(plan.indices) if plan else 0,
-                notes=plan.notes if plan else (),
-                warnings=(*(plan.warnings if plan else ()), *(w for entry in done.values() for w in entry["warnings"])),
-            )
-        )
+        self.ready.append(_outcome(volume, status, entries))
 
     def _submit(self, volume: _Volume, what: str, payload: Any, *, front: bool = False) -> None:
         volume.running += 1
@@ -418,13 +393,39 @@ class _Run:
             tree.prepare()
             index = RunIndex(tree)
             index.repair()
-            self._listed[job.out] = {str(entry.get("run_hash")) for entry in index.read()[0]}
+            self._listed[job.out] = index.run_hashes()
             self._trees[job.out] = tree
         return self._trees[job.out]
 
     def _tell(self, label: str) -> None:
         if self._watch is not None:
             self._watch(RunProgress(self._ended, self._started, self._slices, self._slices_total, label))
+
+
+def _outcome(volume: _Volume, status: str, entries: Mapping[str, Mapping[str, Any]]) -> VolumeOutcome:
+    plan, failure = volume.plan, volume.failure
+    complete = volume.remaining if status != "failed" else None
+    failures = volume.failures if complete else {}
+    if failures:
+        status = "incomplete"
+        label, first = next(iter(failures.items()))
+        failure = replace(first, message=f"{label}: {first.message}")
+    warnings = (*(plan.warnings if plan else ()), *(w for entry in entries.values() for w in entry["warnings"]))
+    return VolumeOutcome(
+        job=volume.job,
+        status=status,
+        failure=failure,
+        failures=failures,
+        outputs={each.method.label: complete.sidecar(each) for each in complete.methods} if complete else {},
+        page=complete.page if complete else None,
+        figure=complete.figure if complete else None,
+        seconds={label: float(entry["seconds"]) for label, entry in entries.items()},
+        residuals={label: float(entry["residual_noise_units"]) for label, entry in entries.items()},
+        evaluations={label: int(entry["network_evaluations"]) for label, entry in entries.items()},
+        slices=len(plan.indices) if plan else 0,
+        notes=plan.notes if plan else (),
+        warnings=warnings,
+    )
 
 
 def _devices(device: str | None) -> tuple[str, ...]:

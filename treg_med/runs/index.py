@@ -70,6 +70,10 @@ class RunIndex:
         good = [entry for entry in entries if entry is not None]
         return good, len(entries) - len(good)
 
+    def run_hashes(self) -> set[str]:
+        """Return the hashes of the outputs that are listed."""
+        return {str(entry["run_hash"]) for entry in self.read()[0] if "run_hash" in entry}
+
     def _lines(self) -> list[bytes]:
         try:
             return [line for line in self.path.read_bytes().split(b"\n") if line.strip()]

@@ -142,9 +142,9 @@ class VolumePlan:
 
         return replace(self, methods=tuple(replace(each, state=state(each)) for each in self.methods))
 
-    def without(self, stems: Collection[str]) -> VolumePlan:
+    def without(self, labels: Collection[str]) -> VolumePlan:
         """Return the plan without some methods; without the main one there is no picture and no page."""
-        methods = tuple(each for each in self.methods if each.stem not in stems)
+        methods = tuple(each for each in self.methods if each.method.label not in labels)
         main = self.methods[-1] in methods
         return replace(
             self, methods=methods, page=self.page if main else None, figure=self.figure if main else None

@@ -93,7 +93,7 @@ class Solved:
     events
         What was done when memory ran out.
     failures
-        Why methods failed, by the stem of their outputs.
+        Why methods failed, by their labels.
     """
 
     slices: int
@@ -160,7 +160,7 @@ class VolumeWorker:
         failures: dict[str, Failure] = {}
         wanted = [i for i in task.indices if any(i in some for some in missing.values())]
         for group in _read_ahead(scan, wanted, self._batch.size):
-            for each in (some for some in plan.todo if some.stem not in failures):
+            for each in (some for some in plan.todo if some.method.label not in failures):
                 chosen = [(i, m) for i, m in group if i in missing[each.stem]]
                 began = time.perf_counter()
                 results = self._run(each.method, chosen, plan)
@@ -170,7 +170,7 @@ class VolumeWorker:
                     if isinstance(result, Reconstruction):
                         stores[each.stem].put(SliceRecord.of(replace(result, seconds=seconds), index))
                     else:
-                        failures.setdefault(each.stem, describe_failure(result))
+                        failures.setdefault(each.method.label, describe_failure(result))
         return Solved(len(task.indices), tuple(self._batch.events[before:]), failures)
 
     def assemble(self, plan: VolumePlan, scan: SliceSource) -> Assembled:
