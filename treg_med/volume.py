@@ -10,8 +10,9 @@ import torch
 
 from treg_med.errors import ConfigError
 from treg_med.reconstruction import best_device
-from treg_med.runs.driver import drive, task_slices
+from treg_med.runs.driver import drive
 from treg_med.runs.in_process import InProcessExecutor
+from treg_med.runs.machine import task_slices
 from treg_med.runs.method import Method, with_controls
 from treg_med.runs.plan import VolumeJob, VolumeOutcome
 from treg_med.runs.prior_source import PriorSource

@@ -20,9 +20,10 @@ from treg_med.evaluation.plan import Case, EvaluationPlan, Problem, make_plan
 from treg_med.evaluation.protocols import protocol_units
 from treg_med.evaluation.requirements import Requirement, Result
 from treg_med.evaluation.scoring import ScoreReport, ScoreTask, problem_of, scorer
-from treg_med.runs.driver import RunProgress, default_workers, run_volumes
+from treg_med.runs.driver import RunProgress, run_volumes
 from treg_med.runs.executors import make_executor
 from treg_med.runs.locks import OutputLock
+from treg_med.runs.machine import default_workers
 from treg_med.runs.tasks import Task
 
 __all__ = ["EvaluationResult", "RunSettings", "check_names", "run_evaluation"]

@@ -7,20 +7,18 @@ on where the last one ended. Where a slice is computed, in which order and next 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
 from treg_med.data import software_versions
-from treg_med.errors import ConfigError, ResourceError, TregMedError
+from treg_med.errors import ResourceError, TregMedError
 from treg_med.runs.executors import ExecutorKind, make_executor
 from treg_med.runs.index import RunIndex
 from treg_med.runs.locks import OutputLock
+from treg_med.runs.machine import chosen_devices, default_workers, task_slices
 from treg_med.runs.plan import VolumeJob, VolumeOutcome, VolumePlan
 from treg_med.runs.prior_source import PriorSource
 from treg_med.runs.records import RecordStore
@@ -32,12 +30,10 @@ from treg_med.runs.volume_worker import Assemble, Assembled, Plan, Solve, Solved
 if TYPE_CHECKING:
     from treg_med.solvers.base import Callback
 
-__all__ = ["RunProgress", "default_workers", "drive", "run_volumes", "task_slices"]
+__all__ = ["RunProgress", "drive", "run_volumes"]
 
 # Volumes that are open at once, per worker: enough that none waits, few enough that half-done work stays small.
 _OPEN_PER_SLOT = 2
-# What a worker with a prior takes, in bytes: torch, the networks and a few slices of 320 x 320.
-_WORKER_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ def run_volumes(
     ResourceError
         If there is no such device.
     """
-    devices = _devices(device)
+    devices = chosen_devices(device)
     count = workers or default_workers(devices)
     here = executor == "local" and count == 1
     settings = WorkerSettings(PriorSource(prior, tuple(adapters)), batch, follow if here else None)
@@ -121,20 +117,6 @@ def run_volumes(
         kind, settings, devices=devices, workers=count, threads=threads, retries=retries
     ) as engine:
         yield from drive(jobs, engine, chunk=task_slices(devices[0], batch), overwrite=overwrite, watch=watch)
-
-
-def default_workers(devices: Sequence[str]) -> int:
-    """Return how many processes are worth having: one for each accelerator, or for each core with enough memory."""
-    if devices[0] != "cpu":
-        return len(devices)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, memory // _WORKER_BYTES))
-
-
-def task_slices(device: str, batch: int | None) -> int:
-    """Return the slices of a task: one on a CPU; several batches on an accelerator, so that reading runs ahead."""
-    return 1 if device == "cpu" else 4 * (batch or 8)
 
 
 def drive(
@@ -426,19 +408,3 @@ def _outcome(volume: _Volume, status: str, entries: Mapping[str, Mapping[str, An
         notes=plan.notes if plan else (),
         warnings=warnings,
     )
-
-
-def _devices(device: str | None) -> tuple[str, ...]:
-    if device is None:
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        return tuple(f"cuda:{k}" for k in range(found)) or ("cpu",)
-    try:
-        kind = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"expected a device such as 'cpu' or 'cuda:0', got {device!r}") from error
-    if kind.type != "cuda":
-        return (device,)
-    found = torch.cuda.device_count()
-    if (kind.index or 0) >= found:
-        raise ResourceError(f"expected one of {found} CUDA devices, got {device!r}; pass --device cpu")
-    return (device,) if kind.index is not None else tuple(f"cuda:{k}" for k in range(found))
