@@ -28,23 +28,29 @@ over subjects with 95 % BCa intervals; slices are averaged within a scan and sca
 small supervised network (1.9 million parameters, half an hour of CPU training at most) that was trained on the same
 training subjects, for these acquisitions: it improves the zero-filled image (CT: filtered backprojection and SIRT),
 `unet-dc` then brings that to the data, and `unet-tv` is one that improves the image of total variation, from which the
-methods with a prior start as well. For research use only.
+methods with a prior start as well. In the overviews the best of a column is bold; controls and other texts than the
+right one are not in the running. For research use only.
 """
 
 
 def overview(summary: Mapping[str, Any], protocol: str, metric: str) -> str:
-    """Return one table of means: methods in rows, acquisitions in columns."""
+    """Return one table of means, methods in rows and acquisitions in columns; the best of a column is bold."""
     groups = [g for g in summary["groups"] if (g["protocol"], g["level"], g["metric"]) == (protocol, "volume", metric)]
     scenarios = list(dict.fromkeys(group["scenario"] for group in groups))
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, str]] = {}
     for group in groups:
+        # What is compared with, a control or another text, is not in the running.
+        running = [c["mean"] for c in group["cells"] if not c["control"] and c["arm"] in ("none", "right")]
+        best = (max if group["better"] == "higher" else min)(running)
         for cell in group["cells"]:
             name = cell["method"] + (f", {cell['arm']} text" if cell["arm"] != "none" else "")
-            rows.setdefault(name, {})[group["scenario"]] = cell["mean"]
+            shown = METRICS[metric].format(cell["mean"])
+            bold = cell["mean"] == best and not cell["control"] and cell["arm"] in ("none", "right")
+            rows.setdefault(name, {})[group["scenario"]] = f"**{shown}**" if bold else shown
     head = f"| {METRICS[metric].heading}, {protocol} | " + " | ".join(scenarios) + " |\n"
     line = "| --- |" + " ---: |" * len(scenarios) + "\n"
     body = (
-        f"| {name} | " + " | ".join(METRICS[metric].format(values.get(s)) for s in scenarios) + " |"
+        f"| {name} | " + " | ".join(values.get(s, "–") for s in scenarios) + " |"
         for name, values in rows.items()
     )
     return head + line + "\n".join(body) + "\n"
