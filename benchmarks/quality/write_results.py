@@ -17,7 +17,7 @@ from treg_med.data.atomic import StagedFiles
 from treg_med.evaluation.metric_names import METRICS
 from treg_med.evaluation.report import markdown_table
 
-OVERVIEWS = (("fastmri", "psnr"), ("fastmri", "ssim"), ("volume", "rmse_hu"))
+OVERVIEWS = (("fastmri", "psnr"), ("fastmri", "ssim"), ("volume", "rmse_hu"), ("volume", "ssim"))
 HEAD = """\
 # Results
 
@@ -29,7 +29,8 @@ small supervised network (1.9 million parameters, half an hour of CPU training a
 training subjects, for these acquisitions: it improves the zero-filled image (CT: filtered backprojection and SIRT),
 `unet-dc` then brings that to the data, and `unet-tv` is one that improves the image of total variation, from which the
 methods with a prior start as well. In the overviews the best of a column is bold; controls and other texts than the
-right one are not in the running. For research use only.
+right one are not in the running. `fastmri` is over the whole image, the air around the head included; `volume` is
+inside the object. For research use only.
 """
 
 
