@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import ItemsView, Mapping
 from pathlib import Path
 
@@ -22,6 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # Here and not in pyproject.toml, so that the tests also run beside an installed wheel.
     config.addinivalue_line("markers", "slow: longer than about five seconds")
     config.addinivalue_line("markers", "shared: needs the real data beside the repository")
+    # A shell starts what it runs in the background with Ctrl-C ignored; some tests send it.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # The tensors are small: more threads wait for each other, for minutes where the machine is busy.
     torch.set_num_threads(1)
 
