@@ -175,6 +175,19 @@ def test_other_work_of_the_same_name_is_kept(scans: list[Path], tmp_path: Path) 
     assert outputs(tmp_path) != before
 
 
+def test_another_setting_of_one_method_does_not_keep_the_others_from_it(scans: list[Path], tmp_path: Path) -> None:
+    run(scans[:1], tmp_path)
+    before = outputs(tmp_path)
+    changed = Method("tv", "tv", settings={"max_iterations": 4})
+    further = Method("cg-sense", "cg-sense")
+    job = VolumeJob(scans[0], (METHODS[0], changed, further), tmp_path, report=False)
+    (outcome,) = list(run_volumes([job], workers=1, device="cpu"))
+    assert (outcome.status, set(outcome.failures)) == ("incomplete", {"tv"})
+    assert (set(outcome.outputs), set(outcome.seconds)) == ({"zero-filled", "cg-sense"}, {"cg-sense"})
+    assert "exists already" in outcome.failures["tv"].message
+    assert {name: content for name, content in outputs(tmp_path).items() if "cgsense" not in name} == before
+
+
 def test_a_damaged_output_is_made_again(scans: list[Path], serial: dict[str, bytes], tmp_path: Path) -> None:
     (first,) = run(scans[:1], tmp_path)
     first.outputs["tv"].with_suffix(".nii.gz").write_bytes(b"damaged")

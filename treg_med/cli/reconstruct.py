@@ -121,7 +121,7 @@ def report(finished: Sequence[VolumeOutcome], *, as_json: bool, title: str | Non
         heading = title or f"{outcome.job.input.name}: {outcome.slices} slice{'s' * (outcome.slices != 1)}"
         if outcome.status == "skipped":
             console.print(f"{heading}: everything is there already (--overwrite does it again)", markup=False)
-        else:
+        elif outcome.seconds:
             console.print(method_table(heading, outcome))
         for sidecar in outcome.outputs.values():
             console.print(f"{sidecar.with_suffix('')}.nii.gz  (+ .json)", markup=False)

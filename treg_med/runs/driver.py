@@ -244,13 +244,21 @@ class _Run:
         lock = self._tree(volume.job).lock(plan.name.base)
         volume.lock = OutputLock(lock, f"{plan.name.base!r}").acquire()
         # Another run may have finished it between the look of the worker and our lock.
-        volume.plan = plan = plan.renewed(overwrite=self._overwrite)
-        others = [each.stem for each in plan.methods if each.state == "other"]
-        if others and not self._overwrite:
-            raise ResourceError(
-                f"{others[0]!r} exists already, from other settings, data or another version, and is kept; "
-                "choose another output folder, or allow overwriting"
+        volume.plan = plan.renewed(overwrite=self._overwrite)
+        volume.failures = {
+            each.method.label: describe_failure(
+                ResourceError(
+                    f"{each.stem!r} exists already, from other settings, data or another version, and is kept; "
+                    "choose another output folder, or allow overwriting"
+                )
             )
+            for each in volume.plan.methods
+            if each.state == "other"
+        }
+        plan = volume.remaining
+        if not plan.methods:
+            self._fail(volume, next(iter(volume.failures.values())))
+            return
         if plan.done:
             self._end(volume, "skipped")
             return
