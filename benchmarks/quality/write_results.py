@@ -1,6 +1,6 @@
 """Put the tables of finished evaluations into one page.
 
-    python benchmarks/quality/write_results.py benchmarks/quality/results_* --out docs/results.md
+    python benchmarks/quality/write_results.py benchmarks/quality/results_{mri,ct} --out docs/results.md
 
 Each folder is what ``treg-med evaluate`` wrote; its configuration's first comment says what it is.
 """
