@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +39,15 @@ def safe_name(name: str) -> str:
     return name
 
 
-def check_writable_folder(folder: str | os.PathLike[str]) -> Path:
+def check_writable_folder(folder: str | os.PathLike[str], *, scratch: Path | None = None) -> Path:
     """Return a folder in which a file could be created and removed just now.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    scratch
+        Where to try it instead, as in `StagedFiles`.
 
     Raises
     ------
@@ -52,10 +60,10 @@ def check_writable_folder(folder: str | os.PathLike[str]) -> Path:
             raise ResourceError(f"expected an existing output folder, got {str(path)!r}; create it first")
         if not path.is_dir():
             raise ResourceError(f"expected an output folder, got the file {str(path)!r}; name a folder")
-        probe = _temporary(path / "probe")
-        # Trying is the only honest test: permissions say little on network and read-only file systems.
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        # Trying is the only honest test: permissions say little on network and read-only file systems. The file has no
+        # name where the system can do that, so that a process killed just now leaves none.
+        with tempfile.TemporaryFile(dir=path if scratch is None else scratch, prefix=".probe.", suffix=".tmp"):
+            pass
     except ResourceError:
         raise
     except (OSError, ValueError) as error:

@@ -130,7 +130,7 @@ class VolumeWriter:
 
     def __post_init__(self) -> None:
         safe_name(self.name)
-        self._folder = check_writable_folder(self.folder)
+        self._folder = check_writable_folder(self.folder, scratch=self.scratch)
         self._images: dict[int, npt.NDArray[np.complex64] | npt.NDArray[np.float32]] = {}
         self._slices: dict[int, Mapping[str, Any]] = {}
         self._geometry: Geometry | None = None

@@ -26,7 +26,7 @@ from treg_med.data import (
     open_scan,
     software_versions,
 )
-from treg_med.data.atomic import StagedFiles, safe_name
+from treg_med.data.atomic import StagedFiles, check_writable_folder, safe_name
 from treg_med.data.phantoms import phantom_volume, write_nifti
 from treg_med.data.writer import is_reconstruction
 from treg_med.errors import ConfigError, GeometryError, NumericsError, ResourceError
@@ -263,7 +263,7 @@ def test_a_folder_without_write_permission(out: Path, monkeypatch: pytest.Monkey
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", denied)
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
     with pytest.raises(ResourceError, match="writable"):
         VolumeWriter(out, "scan")
 
@@ -344,3 +344,15 @@ def test_staged_files_come_together(tmp_path: Path) -> None:
 
 def test_versions_are_those_installed() -> None:
     assert software_versions()["torch"] == torch.__version__
+
+
+def test_trying_whether_a_folder_can_be_written_to_leaves_nothing_in_it(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "scratch").mkdir()
+    before = (tmp_path / "out").stat().st_mtime_ns
+    assert check_writable_folder(tmp_path / "out", scratch=tmp_path / "scratch") == tmp_path / "out"
+    assert (tmp_path / "out").stat().st_mtime_ns == before
+    check_writable_folder(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    with pytest.raises(ResourceError, match="writable"):
+        check_writable_folder(tmp_path / "out", scratch=tmp_path / "none")

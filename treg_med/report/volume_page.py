@@ -82,7 +82,7 @@ def write_volume_page(
             f"expected methods of different labels, got {[result.label for result in results]}; label them apart"
         )
     page = _render(results, _checked(target, results), title)
-    check_writable_folder(path.parent)
+    check_writable_folder(path.parent, scratch=scratch)
     with writing(f"writing {path.name!r}"), StagedFiles(overwrite=True, scratch=scratch) as staged:
         staged.path(path).write_text(page, encoding="utf-8")
         staged.commit()
