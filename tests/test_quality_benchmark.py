@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -258,16 +260,21 @@ def test_training_pairs_do_not_hold_the_subject_kept_out(brain: tuple[Path, np.n
     torch.testing.assert_close(start.square().sum(1).mean((-2, -1)), torch.ones(2))
 
 
+def check_made_once(make_files: Callable[[argparse.Namespace], None], slices: Path, out: Path) -> None:
+    arguments = argparse.Namespace(slices=slices, out=out, pairs=3, seed=0, threads=1)
+    make_files(arguments)
+    (file,) = out.iterdir()
+    assert file.name == "pairs-000.safetensors"
+    written = file.stat().st_mtime_ns
+    make_files(arguments)
+    assert file.stat().st_mtime_ns == written
+
+
 def test_pairs_of_total_variation_are_made_once_and_moved(
     brain: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mr_tv_samples, "PAIRS_IN_FILE", 3)
-    arguments = train_unet.argparse.Namespace(slices=brain[0], out=tmp_path / "pairs", pairs=3, seed=0, threads=1)
-    mr_tv_samples.make_files(arguments)
-    (file,) = (tmp_path / "pairs").iterdir()
-    written = file.stat().st_mtime_ns
-    mr_tv_samples.make_files(arguments)
-    assert file.stat().st_mtime_ns == written
+    check_made_once(mr_tv_samples.make_files, brain[0], tmp_path / "pairs")
     samples = mr_tv_samples.TVSamples(brain[0], tmp_path / "pairs", batch=4, seed=0)
     start, target = samples.draw(0)
     assert (start.shape, target.shape) == ((4, 2, SIZE, SIZE), (4, 1, SIZE, SIZE))
@@ -307,12 +314,7 @@ def test_ct_pairs_are_made_once_and_turned(
     monkeypatch.setattr(ct_samples, "PAIRS_IN_FILE", 3)
     slices = ct_samples._Slices.load(body[0])
     assert ct_samples.held_out_subjects(slices.subjects) == {"P2"}
-    arguments = train_unet.argparse.Namespace(slices=body[0], out=tmp_path / "pairs", pairs=3, seed=0, threads=1)
-    ct_samples.make_files(arguments)
-    file = tmp_path / "pairs" / "pairs-000.safetensors"
-    written = file.stat().st_mtime_ns
-    ct_samples.make_files(arguments)
-    assert file.stat().st_mtime_ns == written
+    check_made_once(ct_samples.make_files, body[0], tmp_path / "pairs")
     samples = ct_samples.CTSamples(body[0], tmp_path / "pairs", batch=4, seed=0)
     start, target = samples.draw(0)
     assert (start.shape, target.shape) == ((4, 2, SIZE, SIZE), (4, 1, SIZE, SIZE))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.ct_input import ct_channels, from_attenuation
-from benchmarks.quality.pair_files import PAIRS_IN_FILE, read_pairs, write_pairs
+from benchmarks.quality.pair_files import PAIRS_IN_FILE, pair_arguments, read_pairs, write_pairs
 from treg_med.data.ct_simulation import CTSimulation
 from treg_med.data.sampling import child_generator
 from treg_med.errors import ResourceError
@@ -178,10 +178,4 @@ def make_files(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pairs")
-    parser.add_argument("--pairs", type=int, default=1600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    make_files(parser.parse_args())
+    make_files(pair_arguments(__doc__, pairs=1600))

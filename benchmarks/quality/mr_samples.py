@@ -8,7 +8,7 @@ them of one subject.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from treg_med.operators import CartesianMRI, birdcage_maps, complex_gaussian_noi
 from treg_med.solvers.phase import smooth_rotation
 from treg_med.training.slices import CaptionedSlices, augment
 
-__all__ = ["HELD_OUT", "MRInput", "MRSamples"]
+__all__ = ["HELD_OUT", "MRInput", "MRSamples", "mr_pair"]
 
 #: The training subject that chooses between networks; it is never trained on.
 HELD_OUT = "ms_long_p20"
@@ -74,6 +74,18 @@ class MRInput:
         return answer[..., 0, :, :] * self.scale * self.rotation
 
 
+def mr_pair(scan: Measurement, simple: Tensor) -> tuple[Tensor, float]:
+    """Return the network's input and target ``(3, H, W)``, scaled alike, and the scale; it is given `simple`."""
+    assert scan.target is not None  # noqa: S101 - these scans are simulated
+    start = MRInput.of(simple)
+    return torch.cat([start.channels, (scan.target.abs() / start.scale)[None]]), float(start.scale)
+
+
+def _zero_filled(scan: Measurement) -> Tensor:
+    image: Tensor = scan.operator.adjoint(scan.y)
+    return image
+
+
 class MRSamples:
     """Draws batches of training pairs, and holds the pairs of the subject kept out.
 
@@ -106,7 +118,7 @@ class MRSamples:
         images = self._images(generator)
         coils = _choice(COILS, generator)
         scans = [self._scan(image, coils, generator) for image in images]
-        start = MRInput.of(torch.stack([scan.operator.adjoint(scan.y) for scan in scans]))
+        start = MRInput.of(torch.stack([_zero_filled(scan) for scan in scans]))
         return start.channels, (images / start.scale)[:, None]
 
     def draw_scan(self, generator: torch.Generator) -> Measurement:
@@ -139,15 +151,13 @@ class MRSamples:
         y = torch.where(mask, operator(target) + noise, torch.zeros((), dtype=noise.dtype))
         return Measurement(y, operator, noise_std=noise_std, target=target)
 
-    def validation(self, count: int = 4) -> Iterator[tuple[str, Tensor, Tensor, float]]:
-        """Give name, input, target and scale of `validation_scans`."""
-        for name, scan in self.validation_scans(count):
-            assert scan.target is not None  # noqa: S101
-            start = MRInput.of(scan.operator.adjoint(scan.y))
-            yield name, start.channels, (scan.target.abs() / start.scale)[None], float(start.scale)
+    def validation(
+        self, count: int = 4, simple: Callable[[Measurement], Tensor] = _zero_filled
+    ) -> Iterator[tuple[str, Tensor, Tensor, float]]:
+        """Give name, input, target and scale of the subject kept out, evenly spaced slices by every acquisition.
 
-    def validation_scans(self, count: int) -> Iterator[tuple[str, Measurement]]:
-        """Give name and scan of the subject kept out, evenly spaced slices by every acquisition."""
+        The network is given what `simple` makes of the scan.
+        """
         chosen = [self.held_out[int((k + 0.5) * len(self.held_out) / count)] for k in range(count)]
         for coils in COILS:
             for acceleration in ACCELERATIONS:
@@ -157,10 +167,10 @@ class MRSamples:
                     for index in chosen:
                         scan = simulation.slice(self.slices.images[index, 0].float() / 255, index, mask, 1.0)
                         operator = CartesianMRI(mask.mask, scan.maps)
+                        measured = Measurement(scan.kspace, operator, noise_std=VALIDATION_NOISE, target=scan.target)
+                        pair, scale = mr_pair(measured, simple(measured))
                         name = f"{coils} coil{'s' * (coils > 1)}, R={acceleration}, {kind}"
-                        yield name, Measurement(
-                            scan.kspace, operator, noise_std=VALIDATION_NOISE, target=scan.target
-                        )
+                        yield name, pair[:2], pair[2:], scale
 
 
 def _choice(options: Sequence[Any], generator: torch.Generator) -> Any:

@@ -1,6 +1,6 @@
 """Training pairs for MR that start from total variation, as the methods with a prior do.
 
-    python -m benchmarks.quality.mr_tv_samples --slices brain_mr_slices_2d.h5 --out FOLDER --pairs 1000
+    python -m benchmarks.quality.mr_tv_samples --slices brain_mr_slices_2d.h5 --out FOLDER --pairs 800
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.quality.mr_samples import MRInput, MRSamples
-from benchmarks.quality.pair_files import PAIRS_IN_FILE, read_pairs, write_pairs
+from benchmarks.quality.mr_samples import MRSamples, mr_pair
+from benchmarks.quality.pair_files import PAIRS_IN_FILE, pair_arguments, read_pairs, write_pairs
 from treg_med import reconstruct
 from treg_med.data import Measurement
 from treg_med.data.sampling import child_generator
@@ -61,14 +61,11 @@ class TVSamples:
 
     def validation(self, count: int = 2) -> Iterator[tuple[str, Tensor, Tensor, float]]:
         """Give name, input, target and scale of the subject kept out, as `MRSamples.validation`."""
-        for name, scan in self.scans.validation_scans(count):
-            assert scan.target is not None  # noqa: S101
-            start = _start(scan)
-            yield name, start.channels, (scan.target.abs() / start.scale)[None], float(start.scale)
+        return self.scans.validation(count, _total_variation)
 
 
-def _start(scan: Measurement) -> MRInput:
-    return MRInput.of(reconstruct(scan, solver="tv", device="cpu").image)
+def _total_variation(scan: Measurement) -> Tensor:
+    return reconstruct(scan, solver="tv", device="cpu").image
 
 
 def make_files(options: argparse.Namespace) -> None:
@@ -78,22 +75,11 @@ def make_files(options: argparse.Namespace) -> None:
 
     def make(number: int) -> dict[str, Tensor]:
         generator = child_generator(options.seed, "pairs", number)
-        pairs = []
-        for _ in range(PAIRS_IN_FILE):
-            scan = scans.draw_scan(generator)
-            assert scan.target is not None  # noqa: S101
-            start = _start(scan)
-            pairs.append(torch.cat([start.channels, (scan.target.abs() / start.scale)[None]]))
-        return {_GROUP: torch.stack(pairs)}
+        drawn = (scans.draw_scan(generator) for _ in range(PAIRS_IN_FILE))
+        return {_GROUP: torch.stack([mr_pair(scan, _total_variation(scan))[0] for scan in drawn])}
 
     write_pairs(options.out, options.pairs, make)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pairs")
-    parser.add_argument("--pairs", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    make_files(parser.parse_args())
+    make_files(pair_arguments(__doc__, pairs=800))

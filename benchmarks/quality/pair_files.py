@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,9 +13,20 @@ from torch import Tensor
 
 from treg_med.errors import ResourceError
 
-__all__ = ["PAIRS_IN_FILE", "read_pairs", "write_pairs"]
+__all__ = ["PAIRS_IN_FILE", "pair_arguments", "read_pairs", "write_pairs"]
 
 PAIRS_IN_FILE = 100
+
+
+def pair_arguments(description: str | None, pairs: int) -> argparse.Namespace:
+    """Return the options of a command that makes pairs; `pairs` is how many it makes by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slices", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pairs")
+    parser.add_argument("--pairs", type=int, default=pairs)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
 
 
 def write_pairs(folder: Path, pairs: int, make: Callable[[int], Mapping[str, Tensor]]) -> None:

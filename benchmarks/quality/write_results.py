@@ -40,13 +40,11 @@ def overview(summary: Mapping[str, Any], protocol: str, metric: str) -> str:
     scenarios = list(dict.fromkeys(group["scenario"] for group in groups))
     rows: dict[str, dict[str, str]] = {}
     for group in groups:
-        # What is compared with, a control or another text, is not in the running.
-        running = [c["mean"] for c in group["cells"] if not c["control"] and c["arm"] in ("none", "right")]
-        best = (max if group["better"] == "higher" else min)(running)
+        best = (max if group["better"] == "higher" else min)(c["mean"] for c in group["cells"] if _in_the_running(c))
         for cell in group["cells"]:
             name = cell["method"] + (f", {cell['arm']} text" if cell["arm"] != "none" else "")
             shown = METRICS[metric].format(cell["mean"])
-            bold = cell["mean"] == best and not cell["control"] and cell["arm"] in ("none", "right")
+            bold = cell["mean"] == best and _in_the_running(cell)
             rows.setdefault(name, {})[group["scenario"]] = f"**{shown}**" if bold else shown
     head = f"| {METRICS[metric].heading}, {protocol} | " + " | ".join(scenarios) + " |\n"
     line = "| --- |" + " ---: |" * len(scenarios) + "\n"
@@ -69,6 +67,11 @@ def write_results(folders: Sequence[Path], out: Path) -> None:
     with StagedFiles(overwrite=True) as staged:
         staged.path(out).write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
         staged.commit()
+
+
+def _in_the_running(cell: Mapping[str, Any]) -> bool:
+    """Whether it is a method proper, and not what one is compared with: a control or another text."""
+    return not cell["control"] and cell["arm"] in ("none", "right")
 
 
 def _is(group: Mapping[str, Any], shown: tuple[str, str]) -> bool:

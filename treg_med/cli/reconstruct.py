@@ -98,15 +98,15 @@ def run(job: Job, *, as_json: bool) -> None:
     place = {path: k for k, path in enumerate(inputs)}
     finished.sort(key=lambda outcome: place[outcome.job.input])
     failed = [outcome for outcome in finished if outcome.failure is not None]
-    single = failed[0] if len(inputs) == 1 and failed else None
-    if single is not None and single.failure is not None and not single.outputs:
-        raise failure_error(single.failure)
+    alone = failed[0].failure if len(inputs) == 1 and failed else None
+    if alone is not None and not failed[0].outputs:
+        raise failure_error(alone)
     for outcome in finished:
         _say_notes(outcome, named=len(inputs) > 1)
     report(finished, as_json=as_json)
     print_warnings([*text_warnings, *(w for outcome in finished for w in outcome.warnings)])
-    if single is not None and single.failure is not None:
-        raise failure_error(single.failure)
+    if alone is not None:
+        raise failure_error(alone)
     if failed:
         raise typer.Exit(SOME_FAILED)
 

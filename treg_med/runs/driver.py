@@ -7,6 +7,7 @@ on where the last one ended. Where a slice is computed, in which order and next 
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -187,7 +188,7 @@ class _Run:
         self._overwrite = overwrite
         self._watch = watch
         self._trees: dict[Path, OutputTree] = {}
-        self._listed: dict[Path, set[str]] = {}
+        self._listed: defaultdict[Path, set[str]] = defaultdict(set)
         self._versions = software_versions()
         self._started = self._ended = self._slices = self._slices_total = 0
         self.ready: list[VolumeOutcome] = []
@@ -318,11 +319,13 @@ class _Run:
         """Append what was written to the index, and what a run wrote that was killed before it had listed it."""
         index, listed, plan = RunIndex(self._tree(volume.job)), self._listed[volume.job.out], volume.remaining
         for each in plan.methods:
-            if each.method.label not in entries and each.run_hash not in listed:
-                listed.update(index.run_hashes())  # another run may have listed it meanwhile
-            if each.method.label not in entries and each.run_hash in listed:
-                continue
-            facts = entries.get(each.method.label) or index_facts(plan, each)
+            facts = entries.get(each.method.label)
+            if facts is None:
+                if each.run_hash not in listed:
+                    listed |= index.run_hashes()
+                if each.run_hash in listed:
+                    continue
+                facts = index_facts(plan, each)
             index.append(
                 {
                     "status": "done",
@@ -381,9 +384,7 @@ class _Run:
         if job.out not in self._trees:
             tree = OutputTree(job.out)
             tree.prepare()
-            index = RunIndex(tree)
-            index.repair()
-            self._listed[job.out] = index.run_hashes()
+            RunIndex(tree).repair()
             self._trees[job.out] = tree
         return self._trees[job.out]
 

@@ -22,7 +22,7 @@ __all__ = ["RunIndex"]
 
 # How every line of ours begins; what is cut off is told from somebody's damage by it.
 _BEGINNING = b'{"finished": "'
-_BLOCK = 1 << 16
+_BLOCK = 1 << 12
 
 
 class RunIndex:
@@ -50,9 +50,8 @@ class RunIndex:
         # The name of a file need not be text: what has no UTF-8 is escaped, in the manner of JSON.
         line = (json.dumps(entry, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         with self._tree.alone(), writing(f"writing {self.path.name!r}"), self.path.open("ab") as file:
-            self._drop_cut_off()
-            # What else does not end its line must not swallow this one.
-            if self._tail():
+            # What does not end its line and stays must not swallow this one.
+            if self._drop_cut_off():
                 line = b"\n" + line
             file.write(line)
             file.flush()
@@ -116,12 +115,14 @@ class RunIndex:
                 tail = file.read()
         return tail.rpartition(b"\n")[2]
 
-    def _drop_cut_off(self) -> None:
-        """Remove the beginning of a line of ours at the end."""
+    def _drop_cut_off(self) -> bytes:
+        """Remove the beginning of a line of ours at the end; return what else is there without an end."""
         tail = self._tail()
         ours = tail.startswith(_BEGINNING) or _BEGINNING.startswith(tail)
         if tail and ours and _entry(tail) is None:
             os.truncate(self.path, self.path.stat().st_size - len(tail))
+            return b""
+        return tail
 
 
 def _joined(lines: Sequence[bytes]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def write_page(plan: VolumePlan, scan: SliceSource, path: Path, scratch: Path) -
 
 
 def index_facts(plan: VolumePlan, each: MethodPlan) -> dict[str, Any]:
-    """Return what the index says of an output, as far as its sidecar tells: seconds and memory are not known."""
+    """Return what the index says of an output, as far as its sidecar tells: seconds and memory are not in it."""
     facts: dict[str, Any] = json.loads(plan.sidecar(each).read_text(encoding="utf-8"))
     slices = facts["slices"]
     residuals = [one["residual_noise_units"] for one in slices]
@@ -54,7 +55,7 @@ def index_facts(plan: VolumePlan, each: MethodPlan) -> dict[str, Any]:
         "seconds": None,
         "peak_memory_mb": None,
         "network_evaluations": sum(one["network_evaluations"] for one in slices),
-        "residual_noise_units": None if None in residuals else sum(residuals) / len(residuals),
+        "residual_noise_units": math.nan if None in residuals else sum(residuals) / len(residuals),
         "warnings": facts["warnings"],
     }
 

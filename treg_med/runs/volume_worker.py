@@ -25,7 +25,7 @@ from treg_med.runs.prior_source import PriorSource
 from treg_med.runs.records import RecordStore
 from treg_med.runs.tasks import Failure, Slot, describe_failure
 from treg_med.runs.tree import OutputTree
-from treg_med.runs.volume_files import write_figure, write_page
+from treg_med.runs.volume_files import index_facts, write_figure, write_page
 
 if TYPE_CHECKING:
     from treg_med.priors.base import Prior
@@ -243,26 +243,14 @@ class VolumeWorker:
             },
             scratch=store.folder,
         )
-        seconds, peak, evaluations, residuals, warned = 0.0, 0.0, 0, [], dict[str, None]()
+        seconds = peak = 0.0
         with writer:
             for index in plan.indices:
                 record = store.get(index)
                 writer.add_record(record)
                 seconds += record.cost.get("seconds") or 0.0
                 peak = max(peak, record.cost.get("peak_memory_mb") or 0.0)
-                evaluations += int(record.facts["network_evaluations"])
-                residuals.append(record.residual)
-                warned.update(dict.fromkeys(record.warnings))
-        return {
-            "label": method.label,
-            "run_hash": each.run_hash,
-            "slices": len(plan.indices),
-            "seconds": seconds,
-            "peak_memory_mb": peak,
-            "network_evaluations": evaluations,
-            "residual_noise_units": sum(residuals) / len(residuals),
-            "warnings": list(warned),
-        }
+        return index_facts(plan, each) | {"seconds": seconds, "peak_memory_mb": peak}
 
 
 def _store(plan: VolumePlan, each: MethodPlan) -> RecordStore:
