@@ -24,7 +24,8 @@ from treg_med.data.simulation import KspaceSimulation, smooth_phase
 from treg_med.errors import FormatError
 from treg_med.operators import CartesianMRI, birdcage_maps, complex_gaussian_noise
 from treg_med.solvers.phase import smooth_rotation
-from treg_med.training.slices import CaptionedSlices, augment
+from treg_med.training.augmentation import augment
+from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["HELD_OUT", "MRInput", "MRSamples", "mr_pair"]
 

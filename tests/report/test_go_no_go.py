@@ -13,7 +13,7 @@ from treg_med.errors import NumericsError
 from treg_med.report.classical import Image, psnr, total_variation, tuned_weight
 from treg_med.report.gain import denoising_gain
 from treg_med.report.oracle import oracle_start, oracle_treg
-from treg_med.report.slice_sets import evenly, take
+from treg_med.report.slice_sets import evenly
 from treg_med.solvers.treg import TReg
 from treg_med.training.slices import CaptionedSlices
 
@@ -28,7 +28,7 @@ def exact() -> tuple[CaptionReader, CaptionedSlices]:
 
 def test_the_exact_prior_reaches_the_posterior_variance_and_beats_total_variation() -> None:
     prior, slices = exact()
-    scored, tuning = take(slices, range(8)), take(slices, range(8, 12))
+    scored, tuning = slices.take(range(8)), slices.take(range(8, 12))
     result = denoising_gain(prior, scored, tuning, "made up", levels=(100, 300, 500))
     assert result.encoder_gain == pytest.approx(1, abs=1e-5)
     variances = torch.linalg.eigvalsh(covariance(STD))

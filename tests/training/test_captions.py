@@ -5,7 +5,6 @@ from dataclasses import fields
 
 import pytest
 
-from treg_med.training.caption_words import UNKNOWN
 from treg_med.training.captions import (
     ATTRIBUTES,
     SliceAttributes,
@@ -21,7 +20,7 @@ def random_attributes(rng: random.Random) -> SliceAttributes:
     """Any attributes that one sentence can say."""
     drawn = {name: rng.choice(options) for name, options in ATTRIBUTES.items()}
     drawn["modality"] = rng.choice(("MRI", "CT"))
-    return SliceAttributes(**drawn, age=rng.choice((0, 53)), sex=rng.choice((UNKNOWN, "woman", "man")))
+    return SliceAttributes(**drawn, age=rng.choice((0, 53)))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -58,6 +57,21 @@ def test_nothing_is_dropped_without_dropout_and_nothing_is_added() -> None:
         ("Axial CT slice of the upper abdomen, no intravenous contrast", {
             "modality": "CT", "region": "upper abdomen", "plane": "axial", "agent": "no",
         }),
+        ("Axial T2-FLAIR brain MRI, skull-stripped, 87-year-old woman with acute ischaemic stroke; lesion in the left "
+         "middle cerebral artery territory, area 3577 mm2.", {
+            "modality": "MRI", "plane": "axial", "contrast": "FLAIR", "skull": "stripped", "age": 87, "sex": "woman",
+            "disease": "stroke", "lesion": "lesion", "side": "left", "territory": "middle cerebral artery",
+        }),
+        ("FLAIR brain MRI, adult patient with stroke; no stroke lesion in this slice.", {
+            "modality": "MRI", "contrast": "FLAIR", "disease": "stroke", "lesions": "none",
+        }),
+        ("MRI of an elderly man; lesions in both hemispheres, area 525 mm2", {
+            "modality": "MRI", "age_group": "old", "sex": "man", "lesion": "lesion", "side": "both",
+        }),
+        ("T1w head MRI, whole head, 2 mm resolution, lower third of the brain, healthy 3-year-old boy", {
+            "modality": "MRI", "contrast": "T1w", "skull": "whole", "resolution": "coarse", "level": "lower",
+            "disease": "healthy", "age": 3, "age_group": "child", "sex": "man",
+        }),
         ("", {}),
         ("a photo of a cat", {}),
     ],
@@ -75,12 +89,12 @@ def test_wrong_contrasts_replace_the_whole_word_and_never_name_the_right_one() -
     assert counterfactuals("brain MRI", "contrast") == []
 
 
-@pytest.mark.parametrize("attribute", ["contrast", "plane", "side", "finding"])
+@pytest.mark.parametrize("attribute", ["contrast", "plane", "side", "territory", "finding"])
 def test_counterfactuals_change_one_attribute_and_no_other(attribute: str) -> None:
     rng = random.Random(1)  # noqa: S311
-    changed = {"finding": {"lesions", "lesion", "size", "side", "lobe"}}.get(attribute, {attribute})
+    changed = {"finding": {"lesions", "lesion", "size", "side", "lobe", "territory"}}.get(attribute, {attribute})
     met = 0
-    for _ in range(400):
+    for _ in range(800):
         caption, said = render_caption(random_attributes(rng), rng, 0.3)
         for other in counterfactuals(caption, attribute):
             read = read_attributes(other)
@@ -88,13 +102,22 @@ def test_counterfactuals_change_one_attribute_and_no_other(attribute: str) -> No
             assert different and different <= changed, (caption, other)
             met += 1
     assert met > 100
-    with pytest.raises(ValueError, match="contrast, plane, side or finding"):
+    with pytest.raises(ValueError, match="contrast, plane, side, territory or finding"):
         counterfactuals("brain MRI", "age")
 
 
 def test_published_lesion_counts_are_taken_away_whole() -> None:
     caption = "Axial T1-weighted brain MRI; 4 white-matter lesions, total lesion area 21 mm2."
     assert counterfactuals(caption, "finding") == ["Axial T1-weighted brain MRI; no segmented lesion in this slice."]
+
+
+def test_wrong_words_of_a_stroke() -> None:
+    caption = "Axial MRI, patient with stroke; lesion in the left middle cerebral artery territory, area 9 mm2."
+    assert counterfactuals(caption, "finding") == ["Axial MRI, patient with stroke; no stroke lesion in this slice."]
+    assert counterfactuals(caption, "territory")[0] == caption.replace("middle", "posterior")
+    absent = "Axial MRI, patient with stroke; no stroke lesion in this slice."
+    assert counterfactuals(absent, "finding") == ["Axial MRI, patient with stroke; large infarct in this slice."]
+    assert counterfactuals(caption.replace("Axial", "Sagittal"), "side") == []
 
 
 def test_mirroring_exchanges_the_sides_only() -> None:

@@ -10,7 +10,7 @@ from treg_med.training.captions import mentioned_attributes, words_of
 __all__ = ["word_warnings"]
 
 #: What a sentence calls the attributes of the text test.
-_NAMES = {"contrast": "contrast", "plane": "the plane", "finding": "lesions", "side": "side"}
+_NAMES = {"contrast": "contrast", "plane": "the plane", "finding": "lesions", "side": "side", "territory": "territory"}
 
 
 def word_warnings(card: Mapping[str, Any], text: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from treg_med.training.slices import CaptionedSlices
 __all__ = ["EXCHANGED", "scorer_wins"]
 
 #: Attributes that a wrong caption is wrong in.
-EXCHANGED = ("contrast", "plane", "finding", "side")
+EXCHANGED = ("contrast", "plane", "finding", "side", "territory")
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def scorer_wins(
         States ``(n, tokens, width)`` of texts.
     slices : CaptionedSlices
     attributes : sequence of str
-        ``contrast``, ``plane``, ``finding``, ``side``; those that no caption says are left out.
+        ``contrast``, ``plane``, ``finding``, ``side``, ``territory``; those that no caption says are left out.
     seed : int
         Of the choice among several wrong words.
     """

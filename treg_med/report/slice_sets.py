@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from treg_med.training.captions import render_caption
 from treg_med.training.phantoms import PhantomBatch, draw_phantoms
 from treg_med.training.slices import CaptionedSlices
 
-__all__ = ["evenly", "phantom_slices", "real_slices", "take"]
+__all__ = ["evenly", "phantom_slices", "real_slices"]
 
 _UNKNOWN_SUBJECT = "unknown"
 # As many phantoms are drawn for each one kept, so that every kind is there.
@@ -36,7 +35,7 @@ def real_slices(path: Path, split: str, multiple: int) -> CaptionedSlices:
     if len(slices) == 0:
         raise FormatError(f"expected slices of split {split!r} in {path.name}, got none; choose another --split")
     known = [i for i, subject in enumerate(slices.subjects) if not subject.startswith(_UNKNOWN_SUBJECT)]
-    return (take(slices, known) if known else slices).padded(multiple)
+    return (slices.take(known) if known else slices).padded(multiple)
 
 
 def phantom_slices(
@@ -57,7 +56,7 @@ def phantom_slices(
             i for i, a in enumerate(drawn.attributes) if a.side == kind and (kind != UNKNOWN or a.lesions == "none")
         ][:number]
     spare = (i for i in range(len(drawn)) if i not in set(rows))
-    return take(drawn, sorted([*rows, *itertools.islice(spare, count - len(rows))]))
+    return drawn.take(sorted([*rows, *itertools.islice(spare, count - len(rows))]))
 
 
 def _captioned(batch: PhantomBatch, generator: torch.Generator) -> CaptionedSlices:
@@ -72,22 +71,9 @@ def _captioned(batch: PhantomBatch, generator: torch.Generator) -> CaptionedSlic
     )
 
 
-def take(slices: CaptionedSlices, rows: Sequence[int]) -> CaptionedSlices:
-    """Return the named rows."""
-    chosen = list(rows)
-    return CaptionedSlices(
-        slices.images[chosen],
-        slices.masks[chosen],
-        [slices.attributes[i] for i in chosen],
-        [slices.captions[i] for i in chosen],
-        [slices.subjects[i] for i in chosen],
-        slices.weights[chosen],
-    )
-
-
 def evenly(slices: CaptionedSlices, count: int, offset: float = 0.5) -> CaptionedSlices:
     """Return at most `count` evenly spaced slices; another `offset` between 0 and 1 gives others, if there are any."""
     total = len(slices)
     if count >= total:
         return slices
-    return take(slices, [int((k + offset) * total / count) for k in range(count)])
+    return slices.take([int((k + offset) * total / count) for k in range(count)])

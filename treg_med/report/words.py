@@ -35,7 +35,7 @@ LEVELS = (69, 145, 487, 700, 850, 950, 999)
 WHOLE_IMAGE, AROUND_LESION = "whole image", "around the lesion"
 # Pixels around a lesion mask that count with it: the blur of one latent pixel and the oedema that a mask leaves out.
 _MARGIN = 8
-_OF_LESION = ("finding", "side")
+_OF_LESION = ("finding", "side", "territory")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def word_tests(
     slices : CaptionedSlices
         Captions say the attributes.
     attributes : sequence of str
-        ``contrast``, ``plane``, ``finding``, ``side``.
+        ``contrast``, ``plane``, ``finding``, ``side``, ``territory``.
     source : str
         Name of the slices in the result.
     levels : tuple of int

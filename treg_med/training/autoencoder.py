@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from treg_med.priors.autoencoder import NullSpaceAutoencoder, patch_principal_components
+from treg_med.training.augmentation import augment, random_crops
 from treg_med.training.checkpoint import Ema, load_state, save_state
 from treg_med.training.config import AutoencoderSettings
 from treg_med.training.journal import Journal
-from treg_med.training.slices import CaptionedSlices, augment, random_crops
+from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["build_autoencoder", "round_trip_psnr", "train_autoencoder"]
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
+from treg_med.training.augmentation import augment, random_crops
 from treg_med.training.captions import render_caption, swap_sides
-from treg_med.training.config import DenoiserSettings
-from treg_med.training.noise_draw import draw_crop_timesteps, draw_timesteps
-from treg_med.training.phantoms import draw_phantoms
-from treg_med.training.slices import CaptionedSlices, augment, random_crops
+from treg_med.training.config import DenoiserSettings, DrawnShares
+from treg_med.training.drawn_heads import DrawnHeads, HeadSource
+from treg_med.training.noise_draw import above, draw_crop_timesteps, draw_timesteps
+from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["Batch", "CaptionedBatches", "TextStates", "slice_caption"]
 
@@ -27,7 +28,7 @@ class Batch(NamedTuple):
     """Images ``(n, 1, H, W)`` in [0, 1], lesion masks, timesteps ``(n,)`` and text states ``(n, tokens, width)``.
 
     Crops have windows ``(n, 4)`` in the field of view (see `treg_med.priors.word_map.placed`). The last 2 `pairs` are
-    phantoms and, in the same order, their twins: one attribute differs.
+    drawn heads and, in the same order, their twins: one attribute differs.
     """
 
     images: Tensor
@@ -65,12 +66,27 @@ class TextStates:
 
 
 class CaptionedBatches:
-    """Draws batches: crops at low noise, or whole slices and phantoms at every noise level."""
+    """Draws batches: crops at low noise, or whole slices and drawn heads at every noise level.
+
+    Slices of coarse scans teach only the levels whose noise hides what they lack (see `native_resolution`), and
+    crops are cut from the others.
+    """
 
     def __init__(
-        self, slices: CaptionedSlices, texts: TextStates, settings: DenoiserSettings, device: torch.device
+        self,
+        slices: CaptionedSlices,
+        texts: TextStates,
+        settings: DenoiserSettings,
+        device: torch.device,
+        *,
+        drawn: HeadSource | None = None,
+        least: Tensor | None = None,
     ) -> None:
         self.slices, self.texts, self.settings, self.device = slices, texts, settings, device
+        self.drawn = drawn or DrawnHeads(slices, DrawnShares())
+        self.least = torch.zeros(len(slices), dtype=torch.long) if least is None else least
+        fine = slices.weights * (self.least == 0)
+        self._crop_weights = fine if bool(fine.any()) else slices.weights
 
     def draw(self, count: int, crops: bool, generator: torch.Generator) -> Batch:
         """Draw `count` samples; the same state of the generator gives the same batch."""
@@ -80,7 +96,8 @@ class CaptionedBatches:
         windows = None
         pairs = 0 if crops else min(simulated, count - 1) // 2  # one real slice tells the size
         simulated = 2 * pairs
-        chosen = self.slices.draw(count - simulated, generator)
+        weights = self._crop_weights if crops else self.slices.weights
+        chosen = torch.multinomial(weights, count - simulated, replacement=True, generator=generator)
         images, masks, mirrored = augment(
             self.slices.images[chosen].to(self.device).float() / 255,
             self.slices.masks[chosen].to(self.device).float(),
@@ -93,14 +110,15 @@ class CaptionedBatches:
             steps = draw_crop_timesteps(count, settings.crop_timesteps, generator)
         else:
             steps = draw_timesteps(count - simulated, settings.low_noise_share, settings.high_noise_share, generator)
+            steps = above(steps, self.least[chosen])
         if pairs:
             size = (images.shape[-2], images.shape[-1])
-            phantoms = draw_phantoms(pairs, size, generator, device=self.device, twins=True)
+            phantoms = self.drawn.draw(pairs, size, generator, device=self.device, twins=True)
             images = torch.cat([images, phantoms.images])
             masks = torch.cat([masks, phantoms.masks])
             captions += [render_caption(a, rng, rng.uniform(0, 0.3))[0] for a in phantoms.attributes]
-            # Phantoms are there for the words, which matter where the picture is lost in the noise; some show it clear,
-            # or the denoiser would go on believing words there against what it sees.
+            # Drawn heads are there for the words, which matter where the picture is lost in the noise; some show it
+            # clear, or the denoiser would go on believing words there against what it sees.
             shown = draw_timesteps(
                 pairs, settings.phantom_low_noise_share, settings.phantom_high_noise_share, generator
             )

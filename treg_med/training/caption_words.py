@@ -38,7 +38,16 @@ _DISEASE = {
         "pituitary tumor",
         "with a pituitary tumour",
     ),
-    "healthy": ("healthy volunteer", "normal brain", "no abnormality", "healthy subject"),
+    "stroke": ("acute ischaemic stroke", "acute ischemic stroke", "ischaemic stroke", "ischemic stroke", "stroke"),
+    "healthy": ("healthy volunteer", "normal brain", "no abnormality", "healthy subject", "healthy"),
+}
+
+_ARTERIES = {
+    "middle cerebral artery": "MCA",
+    "posterior cerebral artery": "PCA",
+    "anterior cerebral artery": "ACA",
+    "basilar artery": "basilar",
+    "cerebellar artery": "cerebellar arteries",
 }
 
 #: Attribute -> value -> phrases. `UNKNOWN` is never said.
@@ -50,15 +59,31 @@ PHRASES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "sagittal": ("sagittal",),
     },
     "origin": {"simulated": ("simulated", "synthetic", "digital phantom")},
-    "skull": {"stripped": ("skull-stripped", "brain-extracted", "skull stripped")},
+    "skull": {
+        "stripped": ("skull-stripped", "brain-extracted", "skull stripped"),
+        "whole": ("whole head", "whole-head", "with skull"),
+    },
     "level": {
-        value: tuple(form.format(value) for form in ("{} third of the stack", "{} third", "{} part of the head"))
+        value: tuple(
+            form.format(value)
+            for form in ("{} third of the stack", "{} third", "{} part of the head", "{} third of the brain")
+        )
         for value in ("lower", "middle", "upper")
     },
+    # Fine detail is missing and must not be drawn as if it belonged to the contrast.
+    "resolution": {"coarse": ("2 mm resolution", "2 mm voxels", "low resolution")},
     "disease": _DISEASE,
+    "age_group": {
+        "child": ("child",),
+        "young": ("young adult",),
+        "middle-aged": ("middle-aged adult", "middle-aged"),
+        "old": ("elderly", "older adult"),
+    },
+    "sex": {"woman": ("woman", "female", "girl"), "man": ("man", "male", "boy")},
     "lesions": {
         "none": (
             "no segmented lesion in this slice",
+            "no stroke lesion in this slice",
             "no lesion",
             "without lesions",
             "no white-matter lesion",
@@ -71,16 +96,22 @@ PHRASES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "oedema": ("oedema", "edema", "vasogenic oedema"),
         "tumour": ("tumour", "tumor", "mass", "neoplasm"),
         "haemorrhage": ("haemorrhage", "hemorrhage", "bleed", "haematoma"),
-        "infarct": ("infarct", "infarction", "ischaemic stroke"),
+        "infarct": ("infarct", "infarction", "stroke lesion", "ischaemic lesion"),
         "cyst": ("cyst", "cystic lesion"),
+        "lesion": ("lesion",),
     },
     "size": {
         "small": ("small", "tiny"),
         "medium": ("medium-sized", "moderate"),
         "large": ("large", "big", "extensive"),
     },
-    "side": {"left": ("left", "left-sided"), "right": ("right", "right-sided")},
+    "side": {
+        "left": ("left", "left-sided"),
+        "right": ("right", "right-sided"),
+        "both": ("bilateral", "both hemispheres"),
+    },
     "lobe": {value: (value,) for value in ("frontal", "parietal", "temporal", "occipital")},
+    "territory": {value: (f"{value} territory", f"{short} territory") for value, short in _ARTERIES.items()},
     "region": {
         "head": ("head",),
         "neck": ("neck",),

@@ -34,8 +34,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 
 #: A lesion's own attributes, which only a sentence with the lesion can say.
-_OF_LESION = ("size", "side", "lobe")
+_OF_LESION = ("size", "side", "lobe", "territory")
+#: Diseases whose phrase is a noun, which a patient is said to have.
+_WITH = ("multiple sclerosis", "stroke")
 _MANY = 6  # white-matter lesions
+#: Youngest age in years of each group.
+_AGE_GROUPS = {"old": 65, "middle-aged": 40, "young": 18, "child": 1}
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,15 @@ class SliceAttributes:
     region: str = UNKNOWN
     window: str = UNKNOWN
     agent: str = UNKNOWN
+    territory: str = UNKNOWN
+    age_group: str = UNKNOWN
+    resolution: str = UNKNOWN
+
+    def __post_init__(self) -> None:
+        """Let a known age tell its group."""
+        if self.age:
+            group = next(name for name, youngest in _AGE_GROUPS.items() if self.age >= youngest)
+            object.__setattr__(self, "age_group", group)
 
     def classes(self) -> list[int]:
         """Class index of every entry of `ATTRIBUTES`, in its order."""
@@ -102,7 +115,8 @@ def render_caption(
         *head,
         _organ(said, rng),
     ]
-    clauses = [rng.choice(PHRASES[name][value]) for name, value in _values(said, ("skull", "level", "window", "agent"))]
+    told = _values(said, ("skull", "resolution", "level", "window", "agent"))
+    clauses = [rng.choice(PHRASES[name][value]) for name, value in told]
     clauses += [clause] if (clause := _subject(said, rng)) else []
     if rng.random() < 0.3:
         rng.shuffle(clauses)
@@ -145,12 +159,16 @@ def _organ(said: SliceAttributes, rng: random.Random) -> str:
 
 def _subject(said: SliceAttributes, rng: random.Random) -> str:
     age = f"{said.age}-year-old " if said.age else ""
-    person = said.sex if said.sex != UNKNOWN else ("patient" if age else "")
+    if not age and said.age_group != UNKNOWN:
+        age = rng.choice(PHRASES["age_group"][said.age_group]) + " "
+    person = rng.choice(PHRASES["sex"][said.sex]) if said.sex != UNKNOWN else ("patient" if age else "")
     if said.disease == UNKNOWN:
         return age + person
     disease = rng.choice(PHRASES["disease"][said.disease])
-    if said.disease == "multiple sclerosis" and (person or rng.random() < 0.3):
+    if said.disease in _WITH and (person or rng.random() < 0.3):
         return f"{age}{person or 'patient'} with {disease}"
+    if said.disease == "healthy" and person and rng.random() < 0.5:
+        return f"healthy {age}{person}"
     return f"{age}{person} {disease}".strip()
 
 
@@ -173,11 +191,19 @@ def _placed_lesion(said: SliceAttributes, rng: random.Random) -> str:
         value = getattr(said, name)
         return "" if value == UNKNOWN else rng.choice(PHRASES[name][value])
 
-    size, lesion, lobe = word("size"), word("lesion"), word("lobe")
+    size, lesion, lobe, territory = word("size"), word("lesion"), word("lobe"), word("territory")
     side = said.side if said.side != UNKNOWN else ""
-    place = " ".join(part for part in (side, lobe) if part)
-    where = f"in the {place} {'lobe' if lobe else 'hemisphere'}" if place else ""
-    forms = [(size, lesion, where), (size, word("side"), lobe, lesion)]
+    place = f"{lobe} lobe" if lobe else territory or "hemisphere"
+    where = f"in the {side} {place}" if side else f"in the {place}" if lobe or territory else ""
+    adjective = word("side")
+    if side == "both":
+        adjective, where = "bilateral", "in both hemispheres" + (f", {place}" if lobe or territory else "")
+    forms: list[tuple[str, ...]] = [(size, lesion, where)]
+    if lobe and territory:
+        where = f"{where}, {territory}"
+        forms = [(size, lesion, where)]
+    else:
+        forms.append((size, adjective, lobe or territory, lesion))
     if size and where:
         forms.append((lesion, f"{where},", size))
     return " ".join(part for part in rng.choice(forms) if part)
@@ -195,8 +221,6 @@ def read_attributes(text: str) -> SliceAttributes:
     found: dict[str, object] = {}
     if age := re.search(r"\b(\d+)-year-old", left):
         found["age"] = int(age[1])
-    if sex := re.search(r"\b(woman|man)\b", left):
-        found["sex"] = sex[1]
     if count := re.search(r"\b(\d+) white-matter lesions?\b", left):
         found["lesions"] = "few" if int(count[1]) < _MANY else "many"
         left = left.replace(count[0], " ")
@@ -266,7 +290,8 @@ def counterfactuals(caption: str, attribute: str) -> list[str]:
     caption : str
         A sentence of the grammar, or a published caption in its words.
     attribute : str
-        ``contrast``, ``plane``, ``side`` or ``finding`` (a lesion said to be absent, or an absent one to be there).
+        ``contrast``, ``plane``, ``side``, ``territory`` or ``finding`` (a lesion said to be absent, or an absent one
+        to be there).
 
     Raises
     ------
@@ -275,15 +300,16 @@ def counterfactuals(caption: str, attribute: str) -> list[str]:
     """
     if attribute == "side":
         swapped = swap_sides(caption)
-        return [swapped] if swapped != caption else []
+        # A sagittal slice shows one half of the head, and not which.
+        return [swapped] if swapped != caption and read_attributes(caption).plane != "sagittal" else []
     if attribute == "finding":
         return _other_findings(caption)
-    if attribute not in ("contrast", "plane"):
-        raise ValueError(f"expected contrast, plane, side or finding, got {attribute!r}")
+    if attribute not in ("contrast", "plane", "territory"):
+        raise ValueError(f"expected contrast, plane, side, territory or finding, got {attribute!r}")
     said = getattr(read_attributes(caption), attribute)
     if said == UNKNOWN:
         return []
-    others = _OTHER_CONTRASTS[said] if attribute == "contrast" else [v for v in PHRASES["plane"] if v != said]
+    others = _OTHER_CONTRASTS[said] if attribute == "contrast" else [v for v in PHRASES[attribute] if v != said]
     found = (p.search(caption) for name, value, p in _patterns() if (name, value) == (attribute, said))
     match = next(hit for hit in found if hit)
     words = [_cased_as(match[0], PHRASES[attribute][value][0]) for value in others]
@@ -295,13 +321,18 @@ def _other_findings(caption: str) -> list[str]:
     if said.lesion == UNKNOWN and said.lesions == UNKNOWN:
         return []
     absent = said.lesions == "none"
-    instead = "many white-matter lesions" if absent else PHRASES["lesions"]["none"][0]
-    if absent and said.origin == "simulated":
-        instead = "large tumour"
+    stroke = said.disease == "stroke"
+    instead = PHRASES["lesions"]["none"][int(stroke)]
+    if absent:
+        instead = "large infarct" if stroke else "many white-matter lesions"
+        if said.origin == "simulated" and not stroke:
+            instead = "large tumour"
     # "Pituitary tumour" is a disease and stays; the clause about the lesion goes.
     diseases = [m.span() for name, _, p in _patterns() if name == "disease" for m in p.finditer(caption)]
     for match in (_absent_lesion() if absent else _present_lesion()).finditer(caption):
-        if all(match.end() <= start or end <= match.start() for start, end in diseases):
+        apart = (match.end() <= start or end <= match.start() for start, end in diseases)
+        holds = (match.start() <= start and end <= match.end() for start, end in diseases)  # "no stroke lesion"
+        if all(a or h for a, h in zip(apart, holds, strict=True)):
             return [caption[: match.start()] + instead + caption[match.end() :]]
     return []
 
@@ -332,7 +363,7 @@ def _patterns() -> tuple[tuple[str, str, re.Pattern[str]], ...]:
 
 @cache
 def _negated_lesion() -> re.Pattern[str]:
-    words = _either(_said("size", "side", "lobe"))
+    words = _either(_said("size", "side", "lobe", "territory"))
     return re.compile(rf"\b(?:no|without)(?: an?)?(?: {words})* {_either(_said('lesion'))}s?\b", re.IGNORECASE)
 
 
@@ -343,8 +374,9 @@ def _absent_lesion() -> re.Pattern[str]:
 
 @cache
 def _present_lesion() -> re.Pattern[str]:
-    words = _either([*_said("size", "side", "lobe"), "lobe", "hemisphere"])
-    place, size = rf"(?: in the {words}(?: {words})*)?", rf"(?:, {_either(_said('size'))})?"
+    words = _either([*_said("size", "side", "lobe", "territory"), "lobe", "hemisphere"])
+    place = rf"(?: in (?:the )?{words}(?:,? {words})*)?"
+    size = rf"(?:, {_either(_said('size'))})?(?:, area \d+ mm2)?"
     placed = rf"(?:an? )?(?:{words} )*{_either(_said('lesion'))}s?{place}{size}"
     counted = rf"(?:\d+ white-matter lesions?|{_either([*PHRASES['lesions']['few'], *PHRASES['lesions']['many']])})"
     return re.compile(rf"\b(?:{counted}(?:, total lesion area \d+ mm2)?|{placed})(?![\w-])", re.IGNORECASE)

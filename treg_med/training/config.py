@@ -17,6 +17,7 @@ from treg_med.training.noise_draw import evenly_spread
 __all__ = [
     "AutoencoderSettings",
     "DenoiserSettings",
+    "DrawnShares",
     "PriorFacts",
     "ScorerSettings",
     "SliceFile",
@@ -56,9 +57,29 @@ class SliceFile(_Checked):
     share: float = setting(1.0, above=0.0, help="how often its slices are drawn, against the other files")
     images: str = setting("images", help="dataset of the images; images_soft: CT in its soft-tissue window")
     subjects_only: str = setting("", help="keep the subjects whose name starts so")
+    subjects_except: list[str] = field(default_factory=list)  # starts of the names of subjects that are left out
+    patient_left_is: str = setting("", choices=("", "left", "right"), help="side of the images that shows it")
     validation_only: str = setting("", help="the same, for the validation slices")
     validation_every: int = setting(1, minimum=1, help="every n-th validation slice is scored")
     shares: dict[str, float] | None = setting(None, help="start of a subject's name -> share of the draws")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnShares(_Checked):
+    """How often the heads that are drawn with exact words come from each source; the rest are geometric phantoms."""
+
+    folder: str = setting("", help="folder of label maps and lesion masks, relative to the data")
+    label_maps: float = setting(0.0, minimum=0.0, maximum=1.0, help="share of heads synthesised from label maps")
+    transplants: float = setting(0.0, minimum=0.0, maximum=1.0, help="share of slices with a transplanted lesion")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_maps + self.transplants > 1:
+            raise ConfigError(
+                f"expected shares of drawn heads of at most one together, got {self.label_maps + self.transplants:g}"
+            )
+        if self.label_maps and not self.folder:
+            raise ConfigError("expected the folder of the label maps in drawn.folder, got none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +188,7 @@ class TrainingConfig(_Checked):
     """Everything that a training needs; every table of the TOML file is one field."""
 
     data: list[SliceFile] = field(default_factory=list)
+    drawn: DrawnShares = field(default_factory=DrawnShares)
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     text: TextSettings = field(default_factory=TextSettings)
     word_map: WordMapSettings = field(default_factory=WordMapSettings)

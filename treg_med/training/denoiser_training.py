@@ -22,8 +22,10 @@ from treg_med.training.batches import Batch, CaptionedBatches, TextStates
 from treg_med.training.checkpoint import Ema, load_state, save_state
 from treg_med.training.config import DenoiserSettings
 from treg_med.training.denoiser import build_denoiser, build_scheduler, latent_error, with_word_map
+from treg_med.training.drawn_heads import HeadSource
 from treg_med.training.journal import Journal
 from treg_med.training.muon import MuonAdamW
+from treg_med.training.native_resolution import least_timesteps
 from treg_med.training.precision import faster_precision
 from treg_med.training.samples import sample_grid
 from treg_med.training.slices import CaptionedSlices
@@ -46,6 +48,7 @@ def train_denoiser(
     checkpoint: Path,
     settings: DenoiserSettings,
     *,
+    drawn: HeadSource | None = None,
     accelerator: Accelerator | None = None,
     seconds: float = float("inf"),
     initial: UNet2DConditionModel | None = None,
@@ -81,6 +84,8 @@ def train_denoiser(
         Resumed from when it is there; the journal and sample grids are written beside it.
     settings : DenoiserSettings
         Of the run.
+    drawn : HeadSource, optional
+        Source of the heads with exact words; by default geometric phantoms.
     accelerator : Accelerator, optional
         Device, precision and processes; by default the CPU and the settings' precision.
     seconds : float
@@ -115,8 +120,9 @@ def train_denoiser(
     optimizer.dtype = getattr(torch, numbers["precision"])
     numbers["settings"] = asdict(settings)
     network = accelerator.prepare(model)
-    batches = CaptionedBatches(slices, texts, settings, device)
     alphas = build_scheduler().alphas_cumprod.to(device)
+    least = least_timesteps(slices, alphas.cpu(), float(autoencoder.config.scaling_factor))
+    batches = CaptionedBatches(slices, texts, settings, device, drawn=drawn, least=least)
     share = settings.batch // accelerator.num_processes
     generator = torch.Generator()
     begun, before, saved, reported = time.monotonic(), numbers["seconds"], time.monotonic(), numbers["seconds"]

@@ -1,4 +1,4 @@
-"""Augmented slices and phantoms with sentences about them, drawn once for the short trainings."""
+"""Augmented slices and drawn heads with sentences about them, drawn once for the short trainings."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from treg_med.training.augmentation import augment
 from treg_med.training.batches import TextStates, slice_caption
 from treg_med.training.captions import SliceAttributes, render_caption
-from treg_med.training.phantoms import draw_phantoms
-from treg_med.training.slices import CaptionedSlices, augment
+from treg_med.training.drawn_heads import HeadSource
+from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["Examples", "draw_examples", "half_states"]
 
@@ -30,14 +31,22 @@ class Examples(NamedTuple):
 
 
 def draw_examples(
-    slices: CaptionedSlices, count: int, phantoms: int, sentences: int, generator: torch.Generator, rng: random.Random
+    slices: CaptionedSlices,
+    drawn: HeadSource,
+    count: int,
+    phantoms: int,
+    sentences: int,
+    generator: torch.Generator,
+    rng: random.Random,
 ) -> Iterator[Examples]:
-    """Draw slices, then phantoms of the same size, a few at a time, and write sentences about each.
+    """Draw slices, then heads of the same size, a few at a time, and write sentences about each.
 
     Parameters
     ----------
     slices : CaptionedSlices
         Drawn by their weights.
+    drawn : HeadSource
+        Source of the heads.
     count, phantoms : int
         How many of each.
     sentences : int
@@ -47,20 +56,18 @@ def draw_examples(
     """
     for start in range(0, count, _AT_ONCE):
         chosen = slices.draw(min(_AT_ONCE, count - start), generator)
-        images, masks, mirrored = augment(
-            slices.images[chosen].float() / 255, slices.masks[chosen].float(), generator
-        )
+        images, masks, mirrored = augment(slices.images[chosen].float() / 255, slices.masks[chosen].float(), generator)
         which = list(zip(chosen.tolist(), mirrored.tolist(), strict=True))
         captions = [[slice_caption(slices, i, flipped, rng) for _ in range(sentences)] for i, flipped in which]
         shown = [slices.attributes[i].mirrored() if flipped else slices.attributes[i] for i, flipped in which]
         yield Examples(images, masks, shown, captions)
     for start in range(0, phantoms, _AT_ONCE):
         size = (slices.images.shape[-2], slices.images.shape[-1])
-        drawn = draw_phantoms(min(_AT_ONCE, phantoms - start), size, generator)
+        heads = drawn.draw(min(_AT_ONCE, phantoms - start), size, generator)
         captions = [
-            [render_caption(shown, rng, rng.uniform(0, 0.3))[0] for _ in range(sentences)] for shown in drawn.attributes
+            [render_caption(shown, rng, rng.uniform(0, 0.3))[0] for _ in range(sentences)] for shown in heads.attributes
         ]
-        yield Examples(drawn.images, drawn.masks, drawn.attributes, captions)
+        yield Examples(heads.images, heads.masks, heads.attributes, captions)
 
 
 def half_states(texts: TextStates, captions: Sequence[str]) -> Tensor:

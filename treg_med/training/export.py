@@ -12,6 +12,7 @@ import torch
 from treg_med.data.whole_folder import whole_folder
 from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors.card import PRIOR_CARD, write_card
+from treg_med.priors.domain_guard import DOMAIN, calibrate_domain
 from treg_med.priors.latent import LatentPrior
 from treg_med.priors.weights import save_component
 from treg_med.report.agreement import scorer_wins
@@ -50,7 +51,7 @@ def export_prior(
     facts : PriorFacts
         What the card says and nobody can measure.
     train, validation : CaptionedSlices
-        For the list of known words (train) and the metrics (validation).
+        For the list of known words (train), and the metrics and the limits of the prior's domain (validation).
 
     Raises
     ------
@@ -60,6 +61,7 @@ def export_prior(
     with whole_folder(target, PRIOR_CARD) as staging:
         training = _save_half(parts, checkpoint, staging)
         prior = LatentPrior.from_pretrained(staging)
+        domain = calibrate_domain(prior, validation)
         card = {
             "format": 1,
             "name": facts.name,
@@ -75,6 +77,7 @@ def export_prior(
             "data": facts.data,
             "metrics": _metrics(prior, validation),
             "words": _words(train),
+            **({} if domain is None else {DOMAIN: domain}),
             "limits": f"{RESEARCH_ONLY} {facts.limits}".strip(),
         }
         write_card(staging, card)

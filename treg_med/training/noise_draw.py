@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["draw_crop_timesteps", "draw_timesteps", "evenly_spread"]
+__all__ = ["above", "draw_crop_timesteps", "draw_timesteps", "evenly_spread"]
 
 
 def draw_timesteps(count: int, low_noise_share: float, high_noise_share: float, generator: torch.Generator) -> Tensor:
@@ -34,6 +34,11 @@ def draw_timesteps(count: int, low_noise_share: float, high_noise_share: float, 
 def draw_crop_timesteps(count: int, end: int, generator: torch.Generator) -> Tensor:
     """Stratified timesteps below `end`, ``(count,)``, evenly spread in the logarithm of ``t + 1``."""
     return (torch.exp(_shuffled_strata(count, generator) * math.log(end)) - 1).long()
+
+
+def above(timesteps: Tensor, least: Tensor) -> Tensor:
+    """Squeeze timesteps ``(count,)`` of a schedule of 1000 into those from `least` ``(count,)`` on."""
+    return (least + timesteps * (1000 - least) / 1000).long()
 
 
 def evenly_spread(step: int, share: float) -> bool:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from treg_med.priors.autoencoder import NullSpaceAutoencoder
     from treg_med.priors.word_map import WordMap
     from treg_med.training.batches import TextStates
+    from treg_med.training.drawn_heads import DrawnHeads
 
 __all__ = ["Training"]
 
@@ -71,7 +72,10 @@ class Training:
         parts = [(slices, share) for slices, share in parts if len(slices)]
         if not parts:
             raise ConfigError(f"expected slices of the split {split!r} in the data files, got none")
-        return CaptionedSlices.mixed(parts)
+        slices = CaptionedSlices.mixed(parts)
+        for note in slices.notes:
+            self.say(note)
+        return slices
 
     def _load(self, entry: SliceFile, split: str) -> CaptionedSlices:
         path = self.data / entry.path
@@ -84,10 +88,23 @@ class Training:
             path,
             split,
             entry.subjects_only if training else entry.validation_only or entry.subjects_only,
+            subjects_except=entry.subjects_except,
             images=entry.images,
             shares=entry.shares if training else None,
+            patient_left=entry.patient_left_is,
         )
         return slices if training else slices.every(entry.validation_every)
+
+    def drawn_heads(self, slices: CaptionedSlices) -> DrawnHeads:
+        """Heads with exact words, from the sources that the configuration names."""
+        from treg_med.training.drawn_heads import DrawnHeads
+
+        shares, heads = self.config.drawn, None
+        if shares.label_maps:
+            from treg_med.training.label_heads import LabelHeads
+
+            heads = LabelHeads.load(self.data / shares.folder)
+        return DrawnHeads(slices, shares, heads)
 
     def train_autoencoder(self) -> dict[str, float]:
         """Fit the patch basis and train the null-space decoder; return its round trip in dB."""
@@ -132,7 +149,9 @@ class Training:
         from treg_med.training.word_map_training import explained_by_words, train_word_map
 
         autoencoder, texts = self._autoencoder(), self._texts()
-        model = train_word_map(self.slices("train"), autoencoder, texts, self.config.word_map, log=self.say)
+        slices = self.slices("train")
+        drawn = self.drawn_heads(slices)
+        model = train_word_map(slices, autoencoder, texts, self.config.word_map, drawn=drawn, log=self.say)
         save_component(model, self.work / "word_map")
         return {"explained by the captions": explained_by_words(model, self.slices("val"), autoencoder, texts)}
 
@@ -142,7 +161,8 @@ class Training:
         from treg_med.training.scorer_training import train_scorer
 
         texts = self._texts()
-        model = train_scorer(self.slices("train"), texts, self.config.scorer, log=self.say)
+        slices = self.slices("train")
+        model = train_scorer(slices, texts, self.config.scorer, drawn=self.drawn_heads(slices), log=self.say)
         save_component(model, self.work / "scorer")
         found = scorer_wins(model, texts, self.slices("val"))
         return {f"right {attribute} wins": rate.wins for attribute, rate in found.items()}
@@ -155,14 +175,16 @@ class Training:
 
         accelerator = Accelerator(cpu=self.device.type == "cpu")
         initial = self._initial_denoiser()
+        slices = self.slices("train")
         return train_denoiser(
-            self.slices("train"),
+            slices,
             self.slices("val"),
             self._autoencoder(),
             self._texts(accelerator.device),
             self._word_map(initial),
             self.work / "denoiser.ckpt",
             self.config.denoiser,
+            drawn=self.drawn_heads(slices),
             accelerator=accelerator,
             seconds=self.seconds,
             initial=initial,

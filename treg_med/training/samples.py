@@ -16,11 +16,15 @@ __all__ = ["GRID_TEXTS", "sample_grid"]
 GRID_TEXTS = (
     "axial T1-weighted brain MRI, skull-stripped",
     "axial T2-weighted brain MRI, skull-stripped",
-    "coronal T2-FLAIR brain MRI, skull-stripped",
+    "axial T2-FLAIR brain MRI, whole head, multiple sclerosis",
     "sagittal T1-weighted brain MRI, skull-stripped",
-    "axial T2-weighted brain MRI, middle third of the stack",
-    "simulated axial T2-weighted brain MRI with large tumour in the left frontal lobe",
-    "simulated axial T2-weighted brain MRI with large tumour in the right frontal lobe",
+    "axial T1-weighted brain MRI, whole head, middle third of the brain, healthy 30-year-old woman",
+    "sagittal T1-weighted brain MRI, whole head",
+    "axial T2-FLAIR brain MRI, skull-stripped; large infarct in the left middle cerebral artery territory",
+    "axial T2-FLAIR brain MRI, skull-stripped; large infarct in the right middle cerebral artery territory",
+    "coronal T2-FLAIR brain MRI, skull-stripped; no stroke lesion in this slice",
+    "simulated axial T2-weighted brain MRI, whole head, middle third",
+    "coronal CT slice of the abdomen",
     "axial CT of the chest, wide window",
 )
 _COLUMNS = 4

@@ -16,7 +16,8 @@ from treg_med.report.agreement import EXCHANGED
 from treg_med.training.batches import TextStates
 from treg_med.training.caption_words import UNKNOWN
 from treg_med.training.captions import SliceAttributes, counterfactuals, plain_contrast, read_attributes
-from treg_med.training.config import ScorerSettings
+from treg_med.training.config import DrawnShares, ScorerSettings
+from treg_med.training.drawn_heads import DrawnHeads, HeadSource
 from treg_med.training.examples import draw_examples, half_states
 from treg_med.training.precision import faster_precision
 from treg_med.training.slices import CaptionedSlices
@@ -46,6 +47,7 @@ def train_scorer(
     texts: TextStates,
     settings: ScorerSettings,
     *,
+    drawn: HeadSource | None = None,
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> ImageTextScorer:
@@ -66,6 +68,8 @@ def train_scorer(
         Of the frozen text encoder.
     settings : ScorerSettings
         Of the training.
+    drawn : HeadSource, optional
+        Source of the heads with exact words; by default geometric phantoms.
     seed : int
         Of every random number.
     log : callable
@@ -76,7 +80,8 @@ def train_scorer(
     torch.manual_seed(seed)  # first weights
     model = ImageTextScorer(text_width=texts.encoder.config.hidden_size, features=texts.encoder.config.hidden_size)
     generator = torch.Generator().manual_seed(seed)
-    examples = _draw(slices, texts, model.config.side, settings, generator, log)
+    drawn = drawn or DrawnHeads(slices, DrawnShares())
+    examples = _draw(slices, drawn, texts, model.config.side, settings, generator, log)
     optimizer = torch.optim.AdamW(model.parameters(), settings.rate, weight_decay=settings.weight_decay)
     fast = faster_precision(torch.device("cpu")) == "bfloat16"
     for step in range(settings.steps):
@@ -147,6 +152,7 @@ def _inner(images: Tensor, share: Tensor) -> Tensor:
 
 def _draw(
     slices: CaptionedSlices,
+    drawn: HeadSource,
     texts: TextStates,
     side: int,
     settings: ScorerSettings,
@@ -158,7 +164,7 @@ def _draw(
     images: list[Tensor] = []
     shown: list[list[int]] = []
     right: list[str] = []
-    for part in draw_examples(slices, settings.slices, settings.phantoms, 1, generator, rng):
+    for part in draw_examples(slices, drawn, settings.slices, settings.phantoms, 1, generator, rng):
         seen = (shown_to_scorer(part.images * 2 - 1, side) + 1) / 2
         images.append((seen * 255).round().to(torch.uint8))
         shown += [_facts(a) for a in part.attributes]

@@ -131,9 +131,7 @@ def _mixed(known: Sequence[SliceAttributes], rng: random.Random) -> SliceAttribu
     # A sentence that says everything at once would not fit into the tokens.
     for name in rng.sample(sorted(set(ATTRIBUTES) - {"modality"}), rng.randint(2, 8)):
         drawn[name] = UNKNOWN
-    return SliceAttributes(
-        **drawn, age=rng.choice((0, 20, 35, 47, 53, 70)), sex=rng.choice(("unspecified", "woman", "man"))
-    )
+    return SliceAttributes(**drawn, age=rng.choice((0, 0, rng.randint(1, 95))))
 
 
 def _head_losses(

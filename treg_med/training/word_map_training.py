@@ -14,7 +14,8 @@ from treg_med.codec import even_margins
 from treg_med.priors.autoencoder import NullSpaceAutoencoder
 from treg_med.priors.word_map import WordMap
 from treg_med.training.batches import TextStates
-from treg_med.training.config import WordMapSettings
+from treg_med.training.config import DrawnShares, WordMapSettings
+from treg_med.training.drawn_heads import DrawnHeads, HeadSource
 from treg_med.training.examples import draw_examples, half_states
 from treg_med.training.slices import CaptionedSlices
 
@@ -38,6 +39,7 @@ def train_word_map(
     texts: TextStates,
     settings: WordMapSettings,
     *,
+    drawn: HeadSource | None = None,
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> WordMap:
@@ -58,6 +60,8 @@ def train_word_map(
         Of the frozen text encoder.
     settings : WordMapSettings
         Of the training.
+    drawn : HeadSource, optional
+        Source of the heads with exact words; by default geometric phantoms.
     seed : int
         Of every random number.
     log : callable
@@ -66,7 +70,8 @@ def train_word_map(
     torch.manual_seed(seed)  # first weights, and the search for principal components
     model = WordMap(autoencoder.config.latent_channels, texts.encoder.config.hidden_size)
     generator = torch.Generator().manual_seed(seed)
-    examples = _draw(slices, autoencoder, texts, model.config.side, settings, generator, log)
+    drawn = drawn or DrawnHeads(slices, DrawnShares())
+    examples = _draw(slices, drawn, autoencoder, texts, model.config.side, settings, generator, log)
     model.set_basis(*_principal_components(examples.latents, model.config.components, generator))
     targets = torch.cat([(part.float() - model.mean) @ model.basis.T for part in examples.latents.split(500)])
     pixels = examples.latents.shape[1]
@@ -108,6 +113,7 @@ def explained_by_words(
 
 def _draw(
     slices: CaptionedSlices,
+    drawn: HeadSource,
     autoencoder: NullSpaceAutoencoder,
     texts: TextStates,
     side: int,
@@ -120,7 +126,7 @@ def _draw(
     log(f"drawing {settings.slices} slices and {settings.phantoms} phantoms")
     maps: list[tuple[Tensor, Tensor]] = []
     captions: list[str] = []
-    for part in draw_examples(slices, settings.slices, settings.phantoms, settings.sentences, generator, rng):
+    for part in draw_examples(slices, drawn, settings.slices, settings.phantoms, settings.sentences, generator, rng):
         maps.append(_reduced(autoencoder, part.images, part.masks, side))
         captions += [caption for said in part.captions for caption in said]
     log(f"reading {settings.sentences} sentences about each")
