@@ -1,6 +1,9 @@
 """Reconstruction quality on slices simulated from unseen subjects, every method beside its controls.
 
     python benchmarks/mri_quality.py --slices brain_mr_slices_2d.h5 --per-subject 8
+    python benchmarks/mri_quality.py --slices brain_mr_stroke_slices_2d.h5 --subjects "" --most-subjects 30 \\
+        --per-subject 1
+    python benchmarks/mri_quality.py --slices brain_mr_volunteer_slices_2d.h5 --subjects ixi_ --per-subject 1 --blocks 2
 
 Cartesian 256x256, random columns (R=4 with 8 % and R=8 with 4 % centre), one coil or eight simulated coils with known
 maps, complex noise 35 dB below the image maximum, smooth random phase. The k-space is computed from magnitude images:
@@ -15,7 +18,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ import numpy as np
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
+from torch.nn import functional
 
 from treg_med.data.records import Measurement
 from treg_med.operators import CartesianMRI, birdcage_maps, complex_gaussian_noise, radial_mask, random_mask
@@ -117,10 +121,26 @@ def by_subject(values: list[float], subjects: list[str]) -> str:
     return f"{np.mean(means):.3f} ± {error:.3f}"
 
 
+def chosen_slices(arguments: argparse.Namespace) -> CaptionedSlices:
+    """Slices of evenly spaced subjects; with blocks of pixels averaged, where they were stored finer than scanned."""
+    slices = CaptionedSlices.load(arguments.slices, arguments.split, subjects_only=arguments.subjects)
+    names = sorted(set(slices.subjects))
+    count = min(arguments.most_subjects or len(names), len(names))
+    kept = {names[int((k + 0.5) * len(names) / count)] for k in range(count)}
+    slices = slices.take([i for i, name in enumerate(slices.subjects) if name in kept])
+    if arguments.blocks == 1:
+        return slices
+    images, masks = (
+        functional.avg_pool2d(x.float(), arguments.blocks).round().to(torch.uint8)
+        for x in (slices.images, slices.masks)
+    )
+    return replace(slices, images=images, masks=masks)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Print one table per acquisition and write all rows as JSON."""
     torch.set_num_threads(arguments.threads)
-    slices = CaptionedSlices.load(arguments.slices, arguments.split, subjects_only="ms_")
+    slices = chosen_slices(arguments)
     prior = LatentPrior.from_pretrained(arguments.prior)
     records = []
     for coils in arguments.coils:
@@ -186,6 +206,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--slices", type=Path, required=True)
     parser.add_argument("--split", default="val")
+    parser.add_argument("--subjects", default="ms_", help="start of the names of the subjects")
+    parser.add_argument("--most-subjects", type=int, default=0, help="evenly spaced ones; 0: all")
+    parser.add_argument("--blocks", type=int, default=1, help="side of blocks of pixels that are averaged")
     parser.add_argument("--prior", type=Path, default=None)
     parser.add_argument("--per-subject", type=int, default=8)
     parser.add_argument("--coils", type=int, nargs="+", default=[1, 8])

@@ -302,6 +302,9 @@ class Reconstruction:
         Sentences that belong beside the image.
     measurement
         What it was reconstructed from.
+    domain_distance
+        How far the image lies from what the prior was trained on: below one as its validation slices do, above one the
+        prior is not to be trusted; None where no prior was used, or its card does not tell.
     """
 
     image: Tensor
@@ -316,6 +319,7 @@ class Reconstruction:
     history: Sequence[Mapping[str, Any]] = ()
     warnings: tuple[str, ...] = ()
     measurement: Measurement | None = None
+    domain_distance: float | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim < 2:
@@ -387,6 +391,8 @@ class Reconstruction:
             ("seed", str(self.seed)),
             ("cost", f"{self.seconds:.2f} s, {self.nfe} network evaluations, {self.peak_memory_mb:.0f} MiB"),
         ]
+        if self.domain_distance is not None:
+            facts.insert(3, ("domain distance", f"{self.domain_distance:.2f} (limit 1)"))
         if self.measurement is not None and self.measurement.simulated:
             facts.append(("origin", "simulated measurement"))
         return facts

@@ -196,6 +196,7 @@ def _facts(rec: Reconstruction, index: int) -> dict[str, Any]:
         "text": rec.text,
         "seed": rec.seed,
         "residual_noise_units": _number(rec.residual),
+        **({} if rec.domain_distance is None else {"domain_distance": _number(rec.domain_distance)}),
         "noise_std": None if measurement is None else measurement.noise_std,
         "scale": None if measurement is None else measurement.scale,
         "network_evaluations": rec.nfe,

@@ -269,6 +269,7 @@ class VolumeWriter:
             "residual_noise_units": {"mean": float(np.mean(residuals)), "max": max(residuals)}
             if residuals
             else None,
+            **_domain(slices),
             "geometry": _geometry_facts(geometry),
             "warnings": warnings,
             "versions": software_versions(),
@@ -334,6 +335,12 @@ def _common(slices: list[Mapping[str, Any]], key: str) -> Any:
     """Return the value that all slices share, None if they differ."""
     values = {json.dumps(s[key]) for s in slices}
     return json.loads(values.pop()) if len(values) == 1 else None
+
+
+def _domain(slices: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return mean and largest distance from the prior's domain; nothing where no slice has one."""
+    distances = [s["domain_distance"] for s in slices if s.get("domain_distance") is not None]
+    return {"domain_distance": {"mean": float(np.mean(distances)), "max": max(distances)}} if distances else {}
 
 
 def _geometry_facts(geometry: Geometry) -> dict[str, Any]:

@@ -215,5 +215,11 @@ def _mean(runs: list[Reconstruction]) -> Reconstruction:
         seconds=sum(run.seconds for run in runs),
         peak_memory_mb=max(run.peak_memory_mb for run in runs),
         history=[*first.history, summary],
+        domain_distance=_mean_distance(runs),
         warnings=tuple(dict.fromkeys(message for run in runs for message in run.warnings)),
     )
+
+
+def _mean_distance(runs: list[Reconstruction]) -> float | None:
+    known = [run.domain_distance for run in runs if run.domain_distance is not None]
+    return sum(known) / len(known) if known else None

@@ -21,7 +21,10 @@ __all__ = ["draw_samples"]
 def draw_samples(
     prior: Prior, noise: Tensor, texts: list[str], *, steps: int = 20, guidance_scale: float = 2.0
 ) -> Tensor:
-    """Return one image ``(H, W)`` in [0, 1] per text, ``(texts, H, W)``, all from the noise ``(1, c, h, w)``."""
+    """Return one image ``(H, W)`` in [0, 1] per text, ``(texts, H, W)``.
+
+    The noise is that of all texts, ``(1, c, h, w)``, or one for each, ``(texts, c, h, w)``.
+    """
     count = len(texts)
     latent = noise.expand(count, -1, -1, -1)
     text = prior.embed(texts)

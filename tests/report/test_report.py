@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from tests.report.scorer import tiny_scorer
 from treg_med.cli import app
 from treg_med.data import simulate_scan
 from treg_med.data.phantoms import phantom_volume
@@ -43,6 +45,8 @@ TINY = ReportSettings(
     gain_levels=(300,),
     oracle_slices=1,
     oracle_steps=2,
+    audit_samples=4,
+    audit_steps=2,
     phantom_size=SIZE,
 )
 
@@ -71,11 +75,11 @@ def run(*arguments: object) -> Result:
 
 def test_page_is_whole_and_refers_to_nothing_outside(report: PriorReport) -> None:
     page = render(report)
-    for letter in "abcdef":
+    for letter in "abcdefg":
         assert f"<h2>{letter}. " in page
     assert "<script" not in page and "http" not in page.replace("http-equiv", "")
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 10 and "What words alone say" in page
+    assert len(sources) == 12 and "What words alone say" in page
     for source in sources:
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64"
@@ -101,6 +105,10 @@ def test_numbers_are_all_there_and_are_json(report: PriorReport) -> None:
     assert numbers["pairs"]["correlation"]["T1w"]["T1w"] == pytest.approx(1)
     assert numbers["gain"]["levels"][0]["bar_db"] == 2.0
     assert numbers["oracle"]["timestep"] == 500
+    memorisation = numbers["memorisation"]
+    assert (memorisation["samples"], memorisation["validation"], memorisation["training"]) == (4, 4, 2)
+    assert memorisation["bar"] == max(memorisation["validation_correlations"])
+    assert numbers["quality"] is None and any("no scorer" in note for note in numbers["notes"])
     assert "picture" not in json.dumps(numbers)
 
 
@@ -134,6 +142,26 @@ def test_packaged_scan_is_drawn(tiny_prior_folder: Path) -> None:
     assert base64.b64decode(shown.picture).startswith(b"\x89PNG")
 
 
+def test_samples_are_left_out_where_there_is_nothing_to_compare_them_with(report: PriorReport) -> None:
+    assert ReportSettings.quick().audit_samples == 0 < ReportSettings().audit_samples
+    page = render(dataclasses.replace(report, memorisation=None, quality=None))
+    assert "g. Samples" not in page
+
+
+def test_samples_are_scored_where_the_prior_has_a_scorer(
+    tiny_prior_folder: Path, slices_file: Path, report: PriorReport
+) -> None:
+    prior = LatentPrior.from_pretrained(tiny_prior_folder)
+    prior.scorer = tiny_scorer()
+    real = real_slices(slices_file, "val", prior.image_multiple)
+    audit, quality, notes = build._audit(prior, slices_file, "val", real, TINY, 0, lambda done, total: None)
+    assert audit is not None and quality is not None and not notes
+    page = render(dataclasses.replace(report, memorisation=audit, quality=quality))
+    assert "What they show" in page and "as many training slices" in page
+    asked = build._audit(prior, slices_file, "train", real, TINY, 0, lambda done, total: None)
+    assert asked[:2] == (None, None) and "no training slices" in asked[2][0]
+
+
 class _Refuses(LatentPrior):
     """Takes the texts that it is told to take."""
 
@@ -154,7 +182,7 @@ def test_priors_that_take_no_captions(
     prior.takes = takes
     report = build_report(prior, slices_file, settings=TINY)
     page = render(report)
-    assert "".join(re.findall(r"<h2>([a-f])\. ", page)) == sections
+    assert "".join(re.findall(r"<h2>([a-g])\. ", page)) == sections
     assert "not a text for this prior" in page
     assert report.words == () and report.understanding == {}
 

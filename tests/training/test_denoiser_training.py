@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 from treg_med.priors import LatentPrior
 from treg_med.priors.autoencoder import NullSpaceAutoencoder
+from treg_med.priors.domain_guard import DomainGuard
 from treg_med.priors.word_map import WordMap
 from treg_med.training.autoencoder import build_autoencoder
 from treg_med.training.batches import Batch, CaptionedBatches, TextStates, slice_caption
@@ -149,11 +150,15 @@ def test_trains_resumes_and_exports(
     texts.encoder.save_pretrained(tmp_path / "text_encoder")
     parts = {name: tmp_path / name for name in ("vae", "tokenizer", "text_encoder")}
     facts = PriorFacts(summary="blobs", limits="Blobs only.")
-    card = export_prior(parts, tmp_path / "denoiser.ckpt", tmp_path / "prior", facts, train, train.every(4))
+    validation = train.take([*range(10)] * 3)
+    card = export_prior(parts, tmp_path / "denoiser.ckpt", tmp_path / "prior", facts, train, validation)
     opened = LatentPrior.from_pretrained(tmp_path / "prior")
     assert opened.card["sha256"] == card["sha256"] and opened.sha256
     assert card["summary"] == "blobs" and card["limits"].endswith("Blobs only.")
     assert card["metrics"]["denoising_error_std"]["282"] > 0 and "infarct" in card["words"]
+    guard = DomainGuard.of(opened)
+    assert guard is not None and card["domain"]["slices"] == 30
+    assert float(guard.distance(opened, train.images[:4] / 127.5 - 1).max()) < 1
     assert json.loads((tmp_path / "prior" / "prior.json").read_text())["training"]["samples"] == 16
 
 

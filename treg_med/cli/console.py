@@ -117,10 +117,15 @@ def run_bar(volumes: int) -> Iterator[tuple[Callable[[RunProgress], None], Calla
 def method_table(title: str, outcome: VolumeOutcome) -> Table:
     """Return the comparison that commands print: one row per method."""
     table = Table(title=title)
-    for heading in ("method", "residual (noise units)", "seconds", "network evaluations"):
+    distances = outcome.domain_distances
+    headings = ["method", "residual (noise units)", "seconds", "network evaluations"]
+    for heading in [*headings, *(["domain distance (limit 1)"] if distances else [])]:
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for label, residual in outcome.residuals.items():
-        table.add_row(label, f"{residual:.3f}", f"{outcome.seconds[label]:.1f}", str(outcome.evaluations[label]))
+        cells = [label, f"{residual:.3f}", f"{outcome.seconds[label]:.1f}", str(outcome.evaluations[label])]
+        if distances:
+            cells.append(f"{distances[label]:.2f}" if label in distances else "–")
+        table.add_row(*cells)
     return table
 
 

@@ -172,6 +172,7 @@ def _as_dict(outcome: VolumeOutcome) -> dict[str, Any]:
             "sidecar_path": sidecar,
             "image_path": sidecar.with_suffix(".nii.gz"),
             "residual": outcome.residuals.get(label),
+            "domain_distance": outcome.domain_distances.get(label),
             "seconds": outcome.seconds.get(label),
             "nfe": outcome.evaluations.get(label),
         }

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from treg_med.errors import ConfigError, FormatError, GeometryError, ResourceError
 from treg_med.priors.adapter_files import AdapterFolder, read_adapter_folder
+from treg_med.priors.domain_guard import DOMAIN
 
 if TYPE_CHECKING:
     from treg_med.priors.latent import LatentPrior
@@ -217,7 +218,8 @@ def _replace(module: nn.Module, adapter: AdapterFolder) -> None:
 
 def _note(prior: LatentPrior, adapter: AdapterFolder, base: str, notes: tuple[str, ...]) -> None:
     """Say on the card what is on top; a new card, as the old one may be shared."""
-    card = dict(prior.card)
+    # Where the base is at home says nothing of an adapted prior.
+    card = {key: value for key, value in prior.card.items() if key != DOMAIN}
     entry: dict[str, Any] = {
         "name": adapter.name,
         "component": adapter.component,

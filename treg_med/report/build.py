@@ -18,13 +18,16 @@ from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors.latent import LatentPrior
 from treg_med.report.bars import ROUND_TRIP_BARS, Verdict, judged
 from treg_med.report.card import understanding
+from treg_med.report.drawn_slices import drawn_slices
 from treg_med.report.gain import DenoisingGain, denoising_gain
+from treg_med.report.memorisation import MemorisationAudit, memorisation_audit
 from treg_med.report.one_step import TIMESTEPS, denoising_error, usable_levels
 from treg_med.report.oracle import OracleStart, oracle_start
 from treg_med.report.paired import PairedSamples, paired_samples
 from treg_med.report.round_trip import RoundTrip, measure_round_trip
+from treg_med.report.sample_quality import NEIGHBOURS, SampleQuality, sample_quality
 from treg_med.report.sample_scan import SampleScan, show_sample_scan
-from treg_med.report.slice_sets import evenly, phantom_slices, real_slices, take
+from treg_med.report.slice_sets import evenly, phantom_slices, real_slices
 from treg_med.report.unseen_words import UnseenWords, unseen_words
 from treg_med.report.words import AROUND_LESION, WordTest, word_tests
 from treg_med.report.words_alone import WordsAlone, words_alone
@@ -40,6 +43,7 @@ __all__ = ["DenoisingError", "PriorReport", "ReportSettings", "build_report"]
 PHANTOMS = "phantoms"
 # With a lesion; the rest says that there is none.
 _LESION_SHARE = 0.6
+_TRAINING = "train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,8 @@ class ReportSettings:
     gain_levels: tuple[int, ...] = (100, 200, 300, 500, 700)
     oracle_slices: int = setting(4, minimum=0, help="slices of the oracle start; 0 leaves it out")
     oracle_steps: int | None = setting(None, minimum=1, help="diffusion steps there; None is the solver's default")
+    audit_samples: int = setting(200, minimum=0, help="samples beside their nearest training slices; 0 leaves them out")
+    audit_steps: int = setting(20, minimum=2, help="steps of the sampler there")
     phantom_size: int | None = setting(None, minimum=16, help="side in pixels; None is the prior's")
 
     def __post_init__(self) -> None:
@@ -80,6 +86,7 @@ class ReportSettings:
             tuning_slices=2,
             gain_levels=(300, 500),
             oracle_slices=1,
+            audit_samples=0,
         )
 
 
@@ -107,6 +114,8 @@ class PriorReport:
     unseen: UnseenWords
     gain: DenoisingGain | None
     oracle: OracleStart | None
+    memorisation: MemorisationAudit | None
+    quality: SampleQuality | None
     sample_scan: SampleScan | None
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
@@ -168,7 +177,7 @@ def build_report(
     )
     denoising: tuple[DenoisingError, ...] = ()
     words: list[WordTest] = []
-    pairs, gain, oracle = None, None, None
+    pairs, gain, oracle, memorisation, quality = None, None, None, None, None
     if reads != "nothing":
         watch("denoising error by noise level")
         few = {name: evenly(each, chosen.error_slices) for name, each in sets.items()}
@@ -193,6 +202,11 @@ def build_report(
             oracle = oracle_start(
                 prior, evenly(scored, chosen.oracle_slices), source, seed=seed, steps=chosen.oracle_steps, advance=tell
             )
+    if real is not None and reads == "captions" and chosen.audit_samples:
+        assert slices_file is not None  # noqa: S101 - the real slices are of it
+        tell = _advance(watch("samples beside training slices"), "sample")
+        memorisation, quality, told = _audit(prior, slices_file, split, real, chosen, seed, tell)
+        notes += told
     sample = None
     if real is None:
         watch("sample scan")
@@ -213,8 +227,10 @@ def build_report(
         unseen_words(prior),
         gain,
         oracle,
+        memorisation,
+        quality,
         sample,
-        _verdicts(round_trips[0], words, gain, oracle),
+        _verdicts(round_trips[0], words, gain, oracle, memorisation),
         tuple(notes),
         time.perf_counter() - started,
     )
@@ -251,7 +267,30 @@ def _scored_and_tuning(slices: CaptionedSlices, chosen: ReportSettings) -> tuple
     rows = [i for i, a in enumerate(slices.attributes) if a.modality != "CT"] or list(range(len(slices)))
     scored = rows[:: max(1, len(rows) // (2 * chosen.gain_slices))][::2][: chosen.gain_slices]
     others = [i for i in rows if i not in set(scored)] or rows
-    return take(slices, scored), evenly(take(slices, others), chosen.tuning_slices)
+    return slices.take(scored), evenly(slices.take(others), chosen.tuning_slices)
+
+
+def _audit(
+    prior: LatentPrior,
+    slices_file: Path,
+    split: str,
+    validation: CaptionedSlices,
+    chosen: ReportSettings,
+    seed: int,
+    advance: Callable[[int, int], None],
+) -> tuple[MemorisationAudit | None, SampleQuality | None, list[str]]:
+    """Draw samples once and compare them with training and validation slices, and say what could not be compared."""
+    # Slices of unknown subjects were trained on too.
+    train = CaptionedSlices.load(slices_file, _TRAINING).padded(prior.image_multiple)
+    if split == _TRAINING or not len(train):
+        return None, None, [f"No samples were compared: {slices_file.name} has no training slices beside {split!r}."]
+    samples = drawn_slices(prior, train, chosen.audit_samples, steps=chosen.audit_steps, seed=seed, advance=advance)
+    memorisation = memorisation_audit(prior, train, validation, chosen.audit_samples, samples=samples)
+    if prior.scorer is None:
+        return memorisation, None, ["The prior has no scorer of images and texts, so its samples were not scored."]
+    if min(len(samples), len(validation)) <= NEIGHBOURS:
+        return memorisation, None, ["There are too few slices for precision and recall, so no sample was scored."]
+    return memorisation, sample_quality(prior, samples, validation, train, seed=seed), []
 
 
 def _advance(callback: Callback, stage: str) -> Callable[[int, int], None]:
@@ -274,7 +313,11 @@ def _facts(prior: LatentPrior) -> dict[str, Any]:
 
 
 def _verdicts(
-    round_trip: RoundTrip, words: list[WordTest], gain: DenoisingGain | None, oracle: OracleStart | None
+    round_trip: RoundTrip,
+    words: list[WordTest],
+    gain: DenoisingGain | None,
+    oracle: OracleStart | None,
+    memorisation: MemorisationAudit | None,
 ) -> tuple[Verdict, ...]:
     out = [
         judged(f"round trip, {name}, {round_trip.source}", getattr(round_trip.overall, name), least, " dB", 1)
@@ -293,6 +336,9 @@ def _verdicts(
     if oracle is not None:
         name = f"oracle start at t = {oracle.timestep} over two-stage total variation"
         out.append(judged(name, oracle.gain_db["TReg, oracle start"][0], oracle.bar_db, " dB", 1))
+    if memorisation is not None:
+        name = f"samples nearer to a training slice than any validation slice, of {memorisation.samples}"
+        out.append(Verdict(name, "0", str(len(memorisation.copies)), memorisation.met))
     return tuple(out)
 
 

@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
-__all__ = ["curves", "picture_grid", "picture_row"]
+__all__ = ["curves", "histograms", "picture_grid", "picture_row"]
 
 _PANEL_INCHES = 2.3
 _DPI = 110
 _INK, _FAINT = "#222222", "#bbbbbb"
 _COLOURS = ("#0b5394", "#b45f06", "#38761d", "#741b47", "#5f6a72", "#a61c00")
 _MARKERS = "os^Dv*"
+_BINS = 40
 
 
 def picture_row(images: Sequence[Tensor], titles: Sequence[str], gains: Sequence[float] | None = None) -> str:
@@ -95,6 +96,29 @@ def curves(
     ax.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _png(figure)
+
+
+def histograms(
+    series: Mapping[str, Sequence[float]], x_label: str, *, level: float | None = None, level_name: str = ""
+) -> str:
+    """Draw named distributions over one another as shares of their set, and a dashed line where a bar lies."""
+    figure = _figure(6.4, 2.6)
+    ax: Axes = figure.add_subplot()
+    values = [value for some in series.values() for value in some]
+    low, high = min(values), max(values)
+    for (name, some), colour in zip(series.items(), _COLOURS, strict=False):
+        shares = [1 / len(some)] * len(some)
+        # Values that are all alike still need a range.
+        limits = (low - 1e-6, high + 1e-6)
+        ax.hist(some, _BINS, range=limits, weights=shares, color=colour, alpha=0.55, label=name)
+    if level is not None:
+        ax.axvline(level, color="#777777", linestyle="--", linewidth=1, label=level_name)
+    ax.set_xlabel(x_label, fontsize=9, color=_INK)
+    ax.set_ylabel("share", fontsize=9, color=_INK)
+    ax.tick_params(which="both", labelsize=8, colors=_INK)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _png(figure)
 
 

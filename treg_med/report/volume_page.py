@@ -149,6 +149,16 @@ class _Result:
         return [entry.get("residual_noise_units") for entry in self.slices]
 
     @cached_property
+    def domain(self) -> tuple[str, list[int]] | None:
+        """Range of the distances from the prior's domain and the slices above the limit; None where none is known."""
+        entries = zip(self.numbers, self.slices, strict=True)
+        known = [(n, d) for n, entry in entries if (d := entry.get("domain_distance")) is not None]
+        if not known:
+            return None
+        values = [d for _, d in known]
+        return f"{min(values):.2f} to {max(values):.2f}", [n for n, d in known if d > 1]
+
+    @cached_property
     def settings(self) -> Mapping[str, str]:
         """Settings of the method; those that differ from slice to slice as a range."""
         names = dict.fromkeys(name for entry in self.slices for name in _of(entry, "settings"))

@@ -413,6 +413,11 @@ def _outcome(volume: _Volume, status: str, entries: Mapping[str, Mapping[str, An
         seconds={label: float(entry["seconds"]) for label, entry in entries.items()},
         residuals={label: float(entry["residual_noise_units"]) for label, entry in entries.items()},
         evaluations={label: int(entry["network_evaluations"]) for label, entry in entries.items()},
+        domain_distances={
+            label: float(entry["domain_distance"])
+            for label, entry in entries.items()
+            if entry.get("domain_distance") is not None
+        },
         slices=len(plan.indices) if plan else 0,
         notes=plan.notes if plan else (),
         warnings=warnings,

@@ -183,6 +183,8 @@ class VolumeOutcome:
         Mean residual in noise units by method label.
     evaluations
         Network evaluations by method label.
+    domain_distances
+        Largest distance from the prior's domain by method label, where it is known; one is the limit.
     slices
         Slices in the volume.
     notes, warnings
@@ -199,6 +201,7 @@ class VolumeOutcome:
     seconds: Mapping[str, float] = field(default_factory=dict)
     residuals: Mapping[str, float] = field(default_factory=dict)
     evaluations: Mapping[str, int] = field(default_factory=dict)
+    domain_distances: Mapping[str, float] = field(default_factory=dict)
     slices: int = 0
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

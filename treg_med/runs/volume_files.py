@@ -48,6 +48,7 @@ def index_facts(plan: VolumePlan, each: MethodPlan) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(plan.sidecar(each).read_text(encoding="utf-8"))
     slices = facts["slices"]
     residuals = [one["residual_noise_units"] for one in slices]
+    domain = facts.get("domain_distance")
     return {
         "label": each.method.label,
         "run_hash": each.run_hash,
@@ -56,6 +57,7 @@ def index_facts(plan: VolumePlan, each: MethodPlan) -> dict[str, Any]:
         "peak_memory_mb": None,
         "network_evaluations": sum(one["network_evaluations"] for one in slices),
         "residual_noise_units": math.nan if None in residuals else sum(residuals) / len(residuals),
+        **({} if domain is None else {"domain_distance": domain["max"]}),
         "warnings": facts["warnings"],
     }
 

@@ -338,6 +338,8 @@ class Solver(ABC):
                 f"solver {self.name!r}: expected a finite image, got NaN or Inf; "
                 "lower the weights or check the scale of the data"
             )
+        with torch.no_grad():
+            distance = self._domain_distance(problem, image)
         if cuda:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
@@ -355,7 +357,17 @@ class Solver(ABC):
             history=problem.history,
             warnings=tuple(problem.warnings),
             measurement=measurement,
+            domain_distance=distance,
         )
+
+    def _domain_distance(self, problem: Problem, image: Tensor) -> float | None:
+        """Return how far the image lies from the prior's domain; None where no prior had a say, or none knows it."""
+        if not (self.needs_prior and getattr(self, "use_prior", True)):
+            return None
+        # That module needs this one.
+        from treg_med.solvers.domain import domain_distance
+
+        return domain_distance(problem, image)
 
 
 def per_image(value: Tensor, ndim: int = 2) -> Tensor:

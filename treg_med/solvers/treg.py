@@ -5,20 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from treg_med.errors import ConfigError
 from treg_med.guidance import Guidance
 from treg_med.priors.base import Prediction, Prior
 from treg_med.solvers.base import Problem, Solver, per_image, setting
 from treg_med.solvers.data_step import CarriedPhase, PhaseAwareDataStep, to_noise_level
+from treg_med.solvers.grid_shifts import Shift, grid_shifts, moved
 from treg_med.solvers.noise_levels import NoiseLevel, noise_levels
 from treg_med.solvers.prior_space import PriorSpace, codec_for, shared_noise
 from treg_med.solvers.total_variation import TotalVariation
 
 __all__ = ["TReg"]
+
+
+class Estimate(NamedTuple):
+    """What the prior makes of an image on one grid: latents ``(k n, ...)``, their image and the next image."""
+
+    shift: Shift
+    latent: Prediction
+    seen: Tensor
+    denoised: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +52,9 @@ class TReg(Solver):
     not hold already, :math:`\nu_k` being what the last data step let in. What the autoencoder cannot represent is
     kept where it stands above that noise (soft threshold S). :math:`\phi` is the phase carried beside the magnitude,
     :math:`\tau_k` = `trust` :math:`\sigma_k`, r = `relaxation` and :math:`c_n` = `noise_memory` (``sqrt(1 - a)`` in
-    the publication). With `antithetic` the clean estimate is the mean over n and -n. The loop starts from the
+    the publication). With `antithetic` the clean estimate is the mean over n and -n. With `cycle_spinning` E and D
+    stand on another grid in every step, moved by a part of a latent pixel, and the last step takes the mean over all
+    four; :math:`z_0^{(k-1)}` is carried over through the image. The loop starts from the
     classical reconstruction, or from pure noise; a last step in pixel space brings the image to the noise level of the
     data.
 
@@ -67,6 +80,7 @@ class TReg(Solver):
             "own_noise": 0.0,
             "antithetic": False,
             "noise_memory": None,
+            "cycle_spinning": False,
         },
     }
 
@@ -91,9 +105,19 @@ class TReg(Solver):
         0.0, minimum=0.0, maximum=1.0, help="share c_n of predicted noise kept; None is sqrt(1 - a)"
     )
     antithetic: bool = setting(True, help="average the clean estimate over each noise and its negative")
+    cycle_spinning: bool = setting(True, help="move the autoencoder's grid from step to step; needs noise_memory 0")
     phase_width: float = setting(4.0, minimum=0.0, help="low-pass width of the phase in pixels")
     data_iterations: int = setting(12, minimum=1, help="conjugate-gradient iterations of a data step")
     use_prior: bool = setting(True, help="False is the control: the classical image in place of the estimate")
+
+    def __post_init__(self) -> None:
+        """Check the settings, also against each other."""
+        super().__post_init__()
+        if self.cycle_spinning and self.noise_memory != 0:
+            raise ConfigError(
+                f"expected noise_memory 0 with cycle_spinning, got {self.noise_memory}: noise stays on its grid; "
+                "set cycle_spinning to false"
+            )
 
     def solve(self, problem: Problem) -> Tensor:
         """Return the image ``(*batch, H, W)`` in working units."""
@@ -110,14 +134,15 @@ class TReg(Solver):
         if self.start == "noise":
             current = space.decode(torch.zeros_like(space.encode(current)))
         own = torch.zeros_like(levels[0].std)
-        estimate: Prediction | None = None
+        shifts = grid_shifts(prior) if self.cycle_spinning else ((0, 0),)
+        before: Estimate | None = None
         for step, level in enumerate(levels):
             if self.use_prior:
-                known = space.encode(current)
-                latent = self._noised(problem, prior, known, estimate, level, own)
-                estimate = space.predict(latent, level.step, self.guidance_scale)
-                seen = space.decode(estimate.clean.unflatten(0, (-1, len(known))).mean(0))
-                denoised = seen + _soft_threshold(current - space.decode(known), own)
+                last = step == len(levels) - 1
+                chosen = shifts if last else (shifts[step % len(shifts)],)
+                found = [self._estimate(space, current, before, level, own, shift) for shift in chosen]
+                before = found[-1]
+                denoised = torch.stack([estimate.denoised for estimate in found]).mean(0)
             if step == len(levels) - 1:
                 magnitude = codec.decode(denoised, problem.batch_shape)
                 break
@@ -150,6 +175,30 @@ class TReg(Solver):
         start = 2 * self.start_noise if self.start == "classical" else math.inf
         return noise_levels(space.prior, space.gain, last.clamp_min(start), last, self.steps)
 
+    def _estimate(
+        self,
+        space: PriorSpace,
+        current: Tensor,
+        before: Estimate | None,
+        level: NoiseLevel,
+        own: Tensor,
+        shift: Shift,
+    ) -> Estimate:
+        """Estimate the image behind the current one with the autoencoder's grid moved by a shift."""
+        known = space.encode(moved(current, shift))
+        if before is not None and before.shift != shift:
+            carried = space.encode(moved(before.seen, shift))
+            before = before._replace(latent=before.latent._replace(clean=self._copies(carried)))
+        latent = self._noised(space.problem, space.prior, known, before and before.latent, level, own)
+        found = space.predict(latent, level.step, self.guidance_scale)
+        seen = moved(space.decode(found.clean.unflatten(0, (-1, len(known))).mean(0)), shift, -1)
+        kept = current - moved(space.decode(known), shift, -1)
+        return Estimate(shift, found, seen, seen + _soft_threshold(kept, own))
+
+    def _copies(self, latent: Tensor) -> Tensor:
+        """Latents ``(n, ...)`` or their antithetic copies ``(2 n, ...)``."""
+        return latent.repeat(2 if self.antithetic else 1, 1, 1, 1)
+
     def _own_noise(self, space: PriorSpace, error: Tensor) -> Tensor:
         """Noise of the data in the image after a data step that weighed the prior by sigma^2 / error^2."""
         share = 1 / (1 + (space.problem.noise_std / error).square())
@@ -168,7 +217,7 @@ class TReg(Solver):
         fresh = shared_noise(known, problem.generator)
         noise = torch.cat([fresh, -fresh]) if self.antithetic else fresh
         copies = len(noise) // len(fresh)
-        known = known.repeat(copies, 1, 1, 1)
+        known = self._copies(known)
         alpha = prior.alphas_cumprod[level.timestep].to(known)
         missing = (1 - (own / level.std).square()).clamp_min(0).sqrt().to(known)
         alpha, spread = (per_image(v.repeat(copies), 3) for v in (alpha, (1 - alpha).sqrt() * missing))
