@@ -94,7 +94,7 @@ def test_numbers_are_all_there_and_are_json(report: PriorReport) -> None:
     assert [trip["source"] for trip in numbers["round_trips"]] == ["val slices", "phantoms"]
     assert numbers["slices"]["val slices"].startswith("9 of 32 x 32")
     tested = {(t["attribute"], t["source"], t["region"]) for t in numbers["words"]}
-    assert {a for a, s, _ in tested if s == "val slices"} == {"contrast", "plane"}
+    assert {a for a, s, _ in tested if s == "val slices"} == {"contrast", "plane", "finding", "side"}
     assert {a for a, s, _ in tested if s == "phantoms"} == {"contrast", "plane", "finding", "side"}
     assert ("side", "phantoms", "around the lesion") in tested
     assert set(numbers["understanding"]) == {t["attribute"] for t in numbers["words"] if t["two_sided"]}

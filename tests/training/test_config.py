@@ -19,7 +19,7 @@ def read(tmp_path: Path, text: str):  # noqa: ANN201
 
 def test_the_shipped_configuration_is_valid() -> None:
     config = read_config(Path(treg_med.training.__file__).parent / "default.toml")
-    assert config.denoiser.samples >= 300_000 and config.data[0].shares == {"ms_": 0.65}
+    assert config.denoiser.samples >= 300_000 and config.data[0].shares == {"ms_": 0.7}
     assert sum(entry.share for entry in config.data) == pytest.approx(1)
     assert config.prior.data[0]["licence"] == "CC BY"
 

@@ -225,7 +225,7 @@ def test_report_scores_the_averaged_weights_and_draws_samples(
         initial=build_denoiser(16, (16, 32)), journal=journal,
     )  # fmt: skip
     entry = json.loads((tmp_path / "j.jsonl").read_text().splitlines()[-1])
-    assert entry["samples"] == 4 and entry["validation"]["t487"] > 0
+    assert entry["samples"] == 4 and entry["validation"]["multiple sclerosis"]["t487"] > 0
     assert (tmp_path / "samples" / "0000004.png").stat().st_size > 100
 
 

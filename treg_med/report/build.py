@@ -16,6 +16,7 @@ from treg_med import __version__
 from treg_med.errors import ConfigError
 from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors.latent import LatentPrior
+from treg_med.report.agreement import EXCHANGED
 from treg_med.report.bars import ROUND_TRIP_BARS, Verdict, judged
 from treg_med.report.card import understanding
 from treg_med.report.drawn_slices import drawn_slices
@@ -29,7 +30,7 @@ from treg_med.report.sample_quality import NEIGHBOURS, SampleQuality, sample_qua
 from treg_med.report.sample_scan import SampleScan, show_sample_scan
 from treg_med.report.slice_sets import evenly, phantom_slices, real_slices
 from treg_med.report.unseen_words import UnseenWords, unseen_words
-from treg_med.report.words import AROUND_LESION, WordTest, word_tests
+from treg_med.report.words import AROUND_LESION, OF_LESION, WordTest, word_tests
 from treg_med.report.words_alone import WordsAlone, words_alone
 from treg_med.settings import check_settings, setting
 from treg_med.solvers.base import Progress
@@ -168,6 +169,7 @@ def build_report(
     sets = {PHANTOMS: phantoms} if real is None else {f"{split} slices": real, PHANTOMS: phantoms}
     main, source = (phantoms, PHANTOMS) if real is None else (real, f"{split} slices")
     reads, notes = _reading(prior, main.captions[0])
+    notes += main.notes
     if reads == "the empty text":
         sets = {name: _uncaptioned(each) for name, each in sets.items()}
         main = _uncaptioned(main)
@@ -185,9 +187,7 @@ def build_report(
         for name, each in sets.items() if reads == "captions" else ():
             tell = _advance(watch(f"text test on {name}"), "slice")
             tested = each if name == PHANTOMS else evenly(each, chosen.word_slices)
-            # Real captions say where nothing is; only phantoms have exact lesions and sides.
-            attributes = ("contrast", "plane", "finding", "side") if name == PHANTOMS else ("contrast", "plane")
-            words += word_tests(prior, tested, attributes, name, levels=chosen.word_levels, seed=seed, advance=tell)
+            words += word_tests(prior, tested, EXCHANGED, name, levels=chosen.word_levels, seed=seed, advance=tell)
         if chosen.pair_noises and reads == "captions":
             tell = _advance(watch("paired samples"), "noise")
             pairs = paired_samples(
@@ -324,7 +324,7 @@ def _verdicts(
         for name, least in ROUND_TRIP_BARS.items()
     ]
     for test in words:
-        if test.attribute in ("finding", "side") and test.region != AROUND_LESION:
+        if test.attribute in OF_LESION and test.region != AROUND_LESION:
             continue
         name = f"right {test.attribute} beats wrong, {test.source}"
         name += f", {test.region}" if test.region == AROUND_LESION else ""

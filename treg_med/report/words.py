@@ -21,6 +21,7 @@ from treg_med.training.slices import CaptionedSlices
 __all__ = [
     "AROUND_LESION",
     "LEVELS",
+    "OF_LESION",
     "WHOLE_IMAGE",
     "WordRow",
     "WordTest",
@@ -35,7 +36,8 @@ LEVELS = (69, 145, 487, 700, 850, 950, 999)
 WHOLE_IMAGE, AROUND_LESION = "whole image", "around the lesion"
 # Pixels around a lesion mask that count with it: the blur of one latent pixel and the oedema that a mask leaves out.
 _MARGIN = 8
-_OF_LESION = ("finding", "side", "territory")
+#: Attributes that change the picture around a lesion only.
+OF_LESION = ("finding", "side", "territory")
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def word_tests(
         maps = [_squared_errors(prior, latent, t, condition, generator) for t in timesteps]
         for number, attribute in enumerate(wrong, 1):
             regions = {WHOLE_IMAGE: torch.ones_like(window)}
-            if attribute in _OF_LESION and bool(slices.masks.any()):
+            if attribute in OF_LESION and bool(slices.masks.any()):
                 # Without a lesion the wrong word may put one anywhere.
                 regions[AROUND_LESION] = window if bool(window.any()) else torch.ones_like(window)
             for region, weight in regions.items():

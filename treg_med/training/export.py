@@ -15,9 +15,10 @@ from treg_med.priors.card import PRIOR_CARD, write_card
 from treg_med.priors.domain_guard import DOMAIN, calibrate_domain
 from treg_med.priors.latent import LatentPrior
 from treg_med.priors.weights import save_component
-from treg_med.report.agreement import scorer_wins
+from treg_med.report.agreement import EXCHANGED, scorer_wins
+from treg_med.report.card import understanding
 from treg_med.report.one_step import denoising_error
-from treg_med.report.slice_sets import phantom_slices
+from treg_med.report.slice_sets import evenly, phantom_slices
 from treg_med.report.words import word_tests
 from treg_med.training.captions import render_caption, words_of
 from treg_med.training.config import PriorFacts
@@ -26,7 +27,8 @@ from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["export_prior"]
 
-_WORD_LEVELS = (69, 145, 487, 900)
+_WORD_LEVELS = (145, 487, 850, 999)
+_WORD_SLICES = 64
 _SCORER_PHANTOMS = 200
 
 
@@ -76,6 +78,9 @@ def export_prior(
             "training": training,
             "data": facts.data,
             "metrics": _metrics(prior, validation),
+            "understanding": understanding(
+                word_tests(prior, evenly(validation, _WORD_SLICES), EXCHANGED, "validation", levels=_WORD_LEVELS)
+            ),
             "words": _words(train),
             **({} if domain is None else {DOMAIN: domain}),
             "limits": f"{RESEARCH_ONLY} {facts.limits}".strip(),
@@ -124,23 +129,26 @@ def _scorer_metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str
 
 
 def _metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
-    from treg_med.training.autoencoder import round_trip_psnr
-
-    trained, linear = round_trip_psnr(prior.vae, validation.images.float() / 255)
-    contrast = [t.levels for t in word_tests(prior, validation, ["contrast"], "validation", levels=_WORD_LEVELS)]
     return {
         "validation_slices": len(validation),
-        "round_trip_psnr_db": {
-            "mean": round(float(trained.mean()), 2),
-            "worst": round(float(trained.min()), 2),
+        **_group_metrics(prior, validation),
+        "by_group": {
+            name: {"slices": len(group), **_group_metrics(prior, group)}
+            for name, group in validation.by_group().items()
         },
-        "round_trip_psnr_db_linear_decoder": {
-            "mean": round(float(linear.mean()), 2),
-            "worst": round(float(linear.min()), 2),
-        },
-        "denoising_error_std": {str(t): round(e, 5) for t, e in denoising_error(prior, validation).items()},
-        "right_contrast_wins": {str(t): round(rate.wins, 3) for levels in contrast for t, rate in levels.items()},
         **_scorer_metrics(prior, validation),
+    }
+
+
+def _group_metrics(prior: LatentPrior, slices: CaptionedSlices) -> dict[str, Any]:
+    """Round trip of the autoencoder, trained and linear, and error of the denoiser."""
+    from treg_med.training.autoencoder import round_trip_psnr
+
+    names = ("round_trip_psnr_db", "round_trip_psnr_db_linear_decoder")
+    trips = zip(names, round_trip_psnr(prior.vae, slices.images.float() / 255), strict=True)
+    return {
+        **{name: {"mean": round(float(x.mean()), 2), "worst": round(float(x.min()), 2)} for name, x in trips},
+        "denoising_error_std": {str(t): round(e, 5) for t, e in denoising_error(prior, slices).items()},
     }
 
 

@@ -90,10 +90,13 @@ class Journal:
         self._last, self._before = now, samples
         self._clear()
 
-    def validation(self, numbers: Mapping[str, Any], errors: Mapping[int, float]) -> None:
-        """Write the validation error by timestep."""
-        self.write({"samples": numbers["samples"], "validation": {f"t{t}": round(e, 6) for t, e in errors.items()}})
-        self.say(f"{numbers['samples']} samples, validation: " + " ".join(f"t{t} {e:.5f}" for t, e in errors.items()))
+    def validation(self, numbers: Mapping[str, Any], errors: Mapping[str, Mapping[int, float]]) -> None:
+        """Write the validation error of every group of slices by timestep."""
+        rounded = {name: {f"t{t}": round(e, 6) for t, e in of_group.items()} for name, of_group in errors.items()}
+        self.write({"samples": numbers["samples"], "validation": rounded})
+        for name, of_group in errors.items():
+            text = " ".join(f"t{t} {e:.5f}" for t, e in of_group.items())
+            self.say(f"{numbers['samples']} samples, validation, {name}: {text}")
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Append one JSON line."""

@@ -198,6 +198,13 @@ class CaptionedSlices:
             self.notes,
         )
 
+    def by_group(self) -> dict[str, CaptionedSlices]:
+        """Return the slices of every disease by its name, those of CT as a group of their own."""
+        groups: dict[str, list[int]] = {}
+        for row, a in enumerate(self.attributes):
+            groups.setdefault("CT" if a.modality == "CT" else a.disease, []).append(row)
+        return {name: self.take(rows) for name, rows in sorted(groups.items())}
+
     def every(self, step: int) -> CaptionedSlices:
         """Every `step`-th slice."""
         return self.take(range(0, len(self), step))
