@@ -88,8 +88,11 @@ def writing(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if isinstance(error, TregMedError):
+    except TregMedError:
+        raise
+    except Exception as error:
+        # Weights are written by a library whose own error for a full disk is no OSError.
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
         raise ResourceError(f"{what} failed: {error}; free some space or choose another folder") from error
 

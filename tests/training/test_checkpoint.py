@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from treg_med.data.atomic import writing
+from treg_med.errors import ResourceError
 from treg_med.training.checkpoint import Ema, load_state, save_state
 from treg_med.training.muon import MuonAdamW
 
@@ -49,6 +51,18 @@ def test_half_written_checkpoint_never_replaces_a_good_one(tmp_path: Path, monke
         raise OSError("disk full")
 
     monkeypatch.setattr("treg_med.training.checkpoint.save_file", torn)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ResourceError, match=r"writing 's' failed: disk full; free some space"):
         save_state(tmp_path / "s", module, ema, optimizer, {"samples": 2})
     assert load_state(tmp_path / "s", module, ema, optimizer)["samples"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_what_the_library_of_weights_says_of_a_disk_that_takes_no_more_is_typed(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="no limit of the size of files on this system")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match="writing weights failed: .*too large"), writing("writing weights"):
+            save_file({"x": torch.zeros(10**6)}, tmp_path / "weights")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

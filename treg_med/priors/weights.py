@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from treg_med.data.atomic import writing
 from treg_med.errors import FormatError, ResourceError, UnsafeFileError
 
 __all__ = ["check_file", "component_variant", "is_pickled", "pickled_error", "save_component"]
@@ -139,9 +140,15 @@ def save_component(module: Any, folder: Path, **options: Any) -> None:
         Component folder to write.
     options
         Of ``save_pretrained``.
+
+    Raises
+    ------
+    ResourceError
+        If the disk is full or failed.
     """
-    module.save_pretrained(folder, safe_serialization=True, **options)
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("_name_or_path", None)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with writing(f"writing {folder.name!r}"):
+        module.save_pretrained(folder, safe_serialization=True, **options)
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from treg_med.data.atomic import writing
+
 __all__ = ["Ema", "load_state", "save_state"]
 
 
@@ -49,14 +51,24 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) -
 def save_state(
     path: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, numbers: dict[str, Any]
 ) -> None:
-    """Write the whole training state atomically to ``path`` (safetensors) and its numbers beside it."""
+    """Write the whole training state to ``path`` (safetensors), with its numbers; the earlier one stays until then.
+
+    Raises
+    ------
+    ResourceError
+        If the disk is full or failed.
+    """
     tensors = {f"module/{n}": t.detach().clone().contiguous() for n, t in module.state_dict().items()}
     tensors |= {f"ema/{n}": t.contiguous() for n, t in ema.shadow.items()}
     tensors |= _optimizer_tensors(optimizer, [n for n, p in module.named_parameters() if p.requires_grad])
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
-    save_file(tensors, partial, metadata={"numbers": json.dumps({**numbers, "ema_steps": ema.steps})})
-    partial.replace(path)
+    with writing(f"writing {path.name!r}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, partial, metadata={"numbers": json.dumps({**numbers, "ema_steps": ema.steps})})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def load_state(path: Path, module: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from treg_med.data.atomic import writing
+
 __all__ = ["Journal"]
 
 #: Upper ends of the noise levels, in timesteps, by which the loss is split.
@@ -101,9 +103,10 @@ class Journal:
     def write(self, entry: Mapping[str, Any]) -> None:
         """Append one JSON line."""
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            with writing(f"writing {self.path.name!r}"):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
 
     def _text(self) -> str:
         return "loss " + " ".join(f"t<{end} {s / n:.4f}" for end, (s, n) in self._sums.items() if n)

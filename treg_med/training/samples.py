@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from treg_med.data.atomic import writing
 from treg_med.priors.latent import LatentPrior
 from treg_med.sampling import draw_samples
 
@@ -42,5 +43,6 @@ def sample_grid(
     rows = [torch.cat(list(row), 1) for row in images.split(_COLUMNS)]
     width = max(row.shape[1] for row in rows)
     grid = torch.cat([functional.pad(row, (0, width - row.shape[1])) for row in rows])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    imsave(path, (grid * 255).round().to(torch.uint8).numpy(), check_contrast=False)
+    with writing(f"writing {path.name!r}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        imsave(path, (grid * 255).round().to(torch.uint8).numpy(), check_contrast=False)
