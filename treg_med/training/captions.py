@@ -17,11 +17,13 @@ from treg_med.training.caption_words import ORGANS, PHRASES, UNKNOWN, vocabulary
 __all__ = [
     "ATTRIBUTES",
     "SliceAttributes",
+    "count_word",
     "counterfactuals",
     "mentioned_attributes",
     "plain_contrast",
     "read_attributes",
     "render_caption",
+    "size_word",
     "swap_sides",
     "vocabulary",
     "words_of",
@@ -38,6 +40,8 @@ _OF_LESION = ("size", "side", "lobe", "territory")
 #: Diseases whose phrase is a noun, which a patient is said to have.
 _WITH = ("multiple sclerosis", "stroke")
 _MANY = 6  # white-matter lesions
+#: Largest area in mm2 of a small and of a medium-sized lesion in a slice.
+_AREAS = {"small": 150.0, "medium": 800.0}
 #: Youngest age in years of each group.
 _AGE_GROUPS = {"old": 65, "middle-aged": 40, "young": 18, "child": 1}
 
@@ -222,7 +226,7 @@ def read_attributes(text: str) -> SliceAttributes:
     if age := re.search(r"\b(\d+)-year-old", left):
         found["age"] = int(age[1])
     if count := re.search(r"\b(\d+) white-matter lesions?\b", left):
-        found["lesions"] = "few" if int(count[1]) < _MANY else "many"
+        found["lesions"] = count_word(int(count[1]))
         left = left.replace(count[0], " ")
     for negated in _negated_lesion().finditer(left):
         found.setdefault("lesions", "none")
@@ -265,6 +269,16 @@ def swap_sides(text: str) -> str:
     """Return a sentence with left and right exchanged, as the caption of the mirrored image."""
     other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
     return re.sub(r"\b(left|right|Left|Right)\b", lambda match: other[match[0]], text)
+
+
+def size_word(area_mm2: float) -> str:
+    """Return the size of a lesion by its area in a slice."""
+    return next((word for word, largest in _AREAS.items() if area_mm2 <= largest), "large")
+
+
+def count_word(lesions: int) -> str:
+    """Return how many white-matter lesions there are: none, few or many."""
+    return "many" if lesions >= _MANY else "few" if lesions else "none"
 
 
 def plain_contrast(contrast: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from treg_med.data.prompts import check_text
 from treg_med.errors import FormatError
 from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import ATTRIBUTES, SliceAttributes, read_attributes
+from treg_med.training.captions import ATTRIBUTES, SliceAttributes, read_attributes, size_word
 
 __all__ = ["read_columns", "slice_attributes"]
 
@@ -29,8 +28,6 @@ _DISEASES = {
     "healthy_volunteer": "healthy",
 }
 _SEXES = {"M": "man", "F": "woman"}
-#: Largest area in mm2 of a small and of a medium-sized lesion of a slice.
-_SIZES = {"small": 150.0, "medium": 800.0, "large": math.inf}
 #: Coarsest voxel in mm of a slice that shows the detail of a usual scan.
 _FINE_MM = 1.5
 
@@ -124,5 +121,5 @@ def _infarct(row: Mapping[str, Any]) -> dict[str, Any]:
         if row[column] in ATTRIBUTES[name] and row[column] != UNKNOWN:
             known[name] = row[column]
     if row["lesion_area_mm2"] > 0:
-        known["size"] = next(name for name, largest in _SIZES.items() if row["lesion_area_mm2"] <= largest)
+        known["size"] = size_word(row["lesion_area_mm2"])
     return known

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from treg_med.errors import GeometryError, ResourceError
 from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import SliceAttributes
+from treg_med.training.captions import SliceAttributes, count_word, size_word
 from treg_med.training.label_heads.lesions import CarriedLesion, LesionMask, load_all_plaques, load_infarcts
 from treg_med.training.label_heads.maps import HeadMap, load_maps
 from treg_med.training.label_heads.planes import NORMAL_AXIS, PLANES, Cut, draw_cut
@@ -28,10 +28,7 @@ _STRIPPED_SHARE = 0.4
 _INFARCT_SHARE = 0.65  # the other lesions are plaques
 #: Of twins of a head with an infarct on one side, the share with it on the other; the rest has none.
 _OTHER_SIDE_SHARE = 0.7
-#: Upper ends of "small" and "medium", mm2.
-_SIZES = {"small": 150.0, "medium": 800.0}
 _LEAST_AREA = {"infarct": 20.0, "plaque": 10.0}
-_MANY_PLAQUES = 6
 _LEAST_PLAQUE = 3.0  # mm2
 _RIM = 2.0  # mm
 _ONE_SIDED = 0.8
@@ -274,9 +271,9 @@ def _lesion_in(
     if kind == "plaque":
         parts, _ = ndimage.label(mask, np.ones((3, 3)))
         count = int((np.bincount(parts.ravel())[1:] * cut.pitch**2 >= _LEAST_PLAQUE).sum())
-        words = {"disease": "multiple sclerosis", "lesions": "many" if count >= _MANY_PLAQUES else "few"}
+        words = {"disease": "multiple sclerosis", "lesions": count_word(max(count, 1))}
         return _Lesion(cover, kind, words)
-    words = {"lesion": "infarct", "size": next((w for w, upper in _SIZES.items() if area <= upper), "large")}
+    words = {"lesion": "infarct", "size": size_word(area)}
     if plane != "sagittal":
         a, b, c, d = head.midplane
         x, y, z = cut.middle(cut.points)
