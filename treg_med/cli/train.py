@@ -81,7 +81,9 @@ def run(job: Job, *, as_json: bool) -> None:
         print_json(results)
         return
     for step, numbers in results.items():
-        typer.echo(f"{step}: " + ", ".join(f"{name} {_short(value)}" for name, value in numbers.items()))
+        # Tables of tables are for the card and --json.
+        shown = {name: value for name, value in numbers.items() if not _is_nested(value)}
+        typer.echo(f"{step}: " + ", ".join(f"{name} {_short(value)}" for name, value in shown.items()))
 
 
 def _device(name: str | None) -> torch.device:
@@ -137,6 +139,10 @@ def _check_checkpoint(job: Job, step: str) -> None:
             "go on with --resume, or start again with --fresh"
         )
     checkpoint.unlink()
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values())
 
 
 def _short(value: Any) -> str:
