@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ __all__ = ["export_prior"]
 
 _WORD_LEVELS = (145, 487, 850, 999)
 _WORD_SLICES = 64
+_GROUP_SLICES = 24
 _SCORER_PHANTOMS = 200
+_TRIPS = ("round_trip_psnr_db", "round_trip_psnr_db_linear_decoder")
 
 
 def export_prior(
@@ -129,13 +131,13 @@ def _scorer_metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str
 
 
 def _metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
+    groups = {
+        name: _group_metrics(prior, evenly(group, _GROUP_SLICES)) for name, group in validation.by_group().items()
+    }
     return {
         "validation_slices": len(validation),
-        **_group_metrics(prior, validation),
-        "by_group": {
-            name: {"slices": len(group), **_group_metrics(prior, group)}
-            for name, group in validation.by_group().items()
-        },
+        **_over_groups(list(groups.values())),
+        "by_group": groups,
         **_scorer_metrics(prior, validation),
     }
 
@@ -144,11 +146,31 @@ def _group_metrics(prior: LatentPrior, slices: CaptionedSlices) -> dict[str, Any
     """Round trip of the autoencoder, trained and linear, and error of the denoiser."""
     from treg_med.training.autoencoder import round_trip_psnr
 
-    names = ("round_trip_psnr_db", "round_trip_psnr_db_linear_decoder")
-    trips = zip(names, round_trip_psnr(prior.vae, slices.images.float() / 255), strict=True)
+    trips = zip(_TRIPS, round_trip_psnr(prior.vae, slices.images.float() / 255), strict=True)
     return {
+        "slices": len(slices),
         **{name: {"mean": round(float(x.mean()), 2), "worst": round(float(x.min()), 2)} for name, x in trips},
         "denoising_error_std": {str(t): round(e, 5) for t, e in denoising_error(prior, slices).items()},
+    }
+
+
+def _over_groups(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the same numbers of the slices of all groups."""
+    weights = [group["slices"] / sum(g["slices"] for g in groups) for group in groups]
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(w * value for w, value in zip(weights, values, strict=True))
+
+    errors = [group["denoising_error_std"] for group in groups]
+    return {
+        **{
+            name: {
+                "mean": round(mean(group[name]["mean"] for group in groups), 2),
+                "worst": min(group[name]["worst"] for group in groups),
+            }
+            for name in _TRIPS
+        },
+        "denoising_error_std": {t: round(mean(e[t] ** 2 for e in errors) ** 0.5, 5) for t in errors[0]},
     }
 
 
