@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def heads(folder: Path) -> LabelHeads:
-    return LabelHeads.load(folder)
+    return LabelHeads.load(folder, ["p19"])
 
 
 @pytest.fixture(scope="module")

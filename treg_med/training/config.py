@@ -69,6 +69,7 @@ class DrawnShares(_Checked):
     """How often the heads that are drawn with exact words come from each source; the rest are geometric phantoms."""
 
     folder: str = setting("", help="folder of label maps and lesion masks, relative to the data")
+    leave_out: list[str] = field(default_factory=list)  # parts of the names of lesion masks, of subjects to validate on
     label_maps: float = setting(0.0, minimum=0.0, maximum=1.0, help="share of heads synthesised from label maps")
     transplants: float = setting(0.0, minimum=0.0, maximum=1.0, help="share of slices with a transplanted lesion")
 

@@ -103,7 +103,7 @@ class Training:
         if shares.label_maps:
             from treg_med.training.label_heads import LabelHeads
 
-            heads = LabelHeads.load(self.data / shares.folder)
+            heads = LabelHeads.load(self.data / shares.folder, shares.leave_out)
         return DrawnHeads(slices, shares, heads)
 
     def train_autoencoder(self) -> dict[str, float]:

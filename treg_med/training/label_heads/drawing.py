@@ -69,7 +69,7 @@ class LabelHeads:
         self.lesions = {"infarct": tuple(infarcts), "plaque": tuple(plaques)}
 
     @classmethod
-    def load(cls, folder: Path, leave_out: Collection[str] = ("p12", "p19")) -> LabelHeads:
+    def load(cls, folder: Path, leave_out: Collection[str] = ()) -> LabelHeads:
         """Read the maps and the lesion masks under a folder.
 
         Parameters
