@@ -39,6 +39,7 @@ _Modes = Callable[[], Any]
 #: Rows of a network evaluation on a GPU; one number for all, as rounding depends on it.
 _NETWORK_BATCH = 8
 # After Ctrl-C: long enough for a step of a solver, short enough for a person.
+_LOOK_SECONDS = 0.5
 _GRACE_SECONDS = 2.0
 
 
@@ -76,7 +77,9 @@ class _SolvingThread(Generic[T]):
             self._thread.start()
         else:
             self._may_run.release()
-        self._has_paused.acquire()
+        # A signal that reached another thread is only seen by this one when it wakes.
+        while not self._has_paused.acquire(timeout=_LOOK_SECONDS):
+            pass
 
     def stop(self, deadline: float) -> None:
         """End it at its next network call, and wait for that until `deadline` of `time.monotonic`."""
