@@ -18,7 +18,6 @@ import torch
 from mri_quality import cases, score
 
 from treg_med.priors import LatentPrior
-from treg_med.report.slice_sets import evenly
 from treg_med.solvers import get_solver
 from treg_med.training.slices import CaptionedSlices
 
@@ -28,7 +27,7 @@ def chosen_slices(path: Path, images: str, count: int) -> CaptionedSlices:
     slices = CaptionedSlices.load(path, "val", images=images)
     subjects = sorted(set(slices.subjects))
     rows = [[i for i, s in enumerate(slices.subjects) if s == name] for name in subjects]
-    return evenly(slices.take([r[len(r) // 2] for r in rows]), count)
+    return slices.take([r[len(r) // 2] for r in rows]).evenly(count)
 
 
 def run(arguments: argparse.Namespace) -> None:

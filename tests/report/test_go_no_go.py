@@ -13,7 +13,6 @@ from treg_med.errors import NumericsError
 from treg_med.report.classical import Image, psnr, total_variation, tuned_weight
 from treg_med.report.gain import denoising_gain
 from treg_med.report.oracle import oracle_start, oracle_treg
-from treg_med.report.slice_sets import evenly
 from treg_med.solvers.treg import TReg
 from treg_med.training.slices import CaptionedSlices
 
@@ -77,7 +76,7 @@ def test_tuning_refuses_an_optimum_at_the_edge() -> None:
 
 def test_a_start_from_the_truth_ends_nearer_to_it() -> None:
     prior, slices = exact()
-    result = oracle_start(prior, evenly(slices, 3), "made up", timestep=40, steps=3)
+    result = oracle_start(prior, slices.evenly(3), "made up", timestep=40, steps=3)
     assert set(result.gain_db) == {"TReg, default start", "TReg, oracle start"}
     assert result.psnr_db["TReg, oracle start"] > result.psnr_db["TReg, default start"] + 0.5
     assert result.met == (result.gain_db["TReg, oracle start"][0] >= result.bar_db)

@@ -27,7 +27,7 @@ from treg_med.report.build import PriorReport, ReportSettings, build_report
 from treg_med.report.card import record_understanding
 from treg_med.report.html import render
 from treg_med.report.one_step import usable_levels
-from treg_med.report.slice_sets import evenly, phantom_slices, real_slices
+from treg_med.report.slice_sets import phantom_slices, real_slices
 from treg_med.report.unseen_words import general_words
 
 SIZE = 32
@@ -258,9 +258,9 @@ def test_phantoms_have_lesions_on_both_sides_alike() -> None:
 def test_padding_keeps_the_middle_and_even_choice_keeps_the_ends_away() -> None:
     slices = phantom_slices(10, SIZE, 8, torch.Generator().manual_seed(0), 0.5)
     assert torch.equal(slices.padded(40).images[..., 4:36, 4:36], slices.images)
-    chosen = evenly(slices, 5)
+    chosen = slices.evenly(5)
     assert chosen.captions == slices.take([1, 3, 5, 7, 9]).captions
-    assert evenly(slices, 50) is slices
+    assert slices.evenly(50) is slices
 
 
 def test_levels_without_a_finite_estimate_are_left_out(tiny_prior_folder: Path) -> None:

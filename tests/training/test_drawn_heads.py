@@ -64,11 +64,11 @@ def test_only_slices_that_say_no_lesion_take_one(strokes: CaptionedSlices) -> No
 
 def test_sources_are_drawn_by_their_shares_and_phantoms_take_the_rest(strokes: CaptionedSlices) -> None:
     drawn = DrawnHeads(strokes, DrawnShares(transplants=0.5))
-    batch = drawn.draw(40, (40, 40), torch.Generator().manual_seed(0), twins=True)
+    batch = drawn(40, (40, 40), torch.Generator().manual_seed(0), twins=True)
     simulated = np.array([a.origin == "simulated" for a in batch.attributes])
     assert 12 <= simulated[:40].sum() <= 28 and np.array_equal(simulated[:40], simulated[40:])
     assert batch.images.shape == batch.masks.shape == (80, 1, 40, 40)
-    alone = DrawnHeads(strokes.take(range(6)), DrawnShares(transplants=0.5)).draw(4, (40, 40), torch.Generator())
+    alone = DrawnHeads(strokes.take(range(6)), DrawnShares(transplants=0.5))(4, (40, 40), torch.Generator())
     assert {a.origin for a in alone.attributes} == {"simulated"} and len(alone.images) == 4
 
 

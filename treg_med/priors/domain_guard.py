@@ -183,11 +183,9 @@ def calibrate_domain(prior: Prior, validation: CaptionedSlices, *, seed: int = 0
     seed : int
         Of the noises: every slice has its own, as the chance in them is part of the spread.
     """
-    total = len(validation)
-    if total < _LEAST_SLICES:
+    if len(validation) < _LEAST_SLICES:
         return None
-    count = min(total, _MOST_SLICES)
-    slices = validation.take([int((k + 0.5) * total / count) for k in range(count)])
+    slices = validation.evenly(_MOST_SLICES)
     # A slice at a time would be as good; a few share a noise because they are faster together.
     parts = [
         domain_features(prior, part.float() / 127.5 - 1, _LEVELS, torch.Generator().manual_seed(seed + k))
@@ -202,7 +200,7 @@ def calibrate_domain(prior: Prior, validation: CaptionedSlices, *, seed: int = 0
         "mean": [round(value, 6) for value in mean.tolist()],
         "covariance": [[float(f"{value:.8g}") for value in row] for row in covariance.tolist()],
         "limit": round(limit, 4),
-        "slices": count,
+        "slices": len(slices),
         "quantiles": {str(q): round(float(distances.quantile(q)) / limit, 4) for q in _QUANTILES},
     }
 

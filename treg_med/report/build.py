@@ -28,7 +28,7 @@ from treg_med.report.paired import PairedSamples, paired_samples
 from treg_med.report.round_trip import RoundTrip, measure_round_trip
 from treg_med.report.sample_quality import NEIGHBOURS, SampleQuality, sample_quality
 from treg_med.report.sample_scan import SampleScan, show_sample_scan
-from treg_med.report.slice_sets import evenly, phantom_slices, real_slices
+from treg_med.report.slice_sets import phantom_slices, real_slices
 from treg_med.report.unseen_words import UnseenWords, unseen_words
 from treg_med.report.words import AROUND_LESION, OF_LESION, WordTest, word_tests
 from treg_med.report.words_alone import WordsAlone, words_alone
@@ -175,18 +175,18 @@ def build_report(
         main = _uncaptioned(main)
     watch("autoencoder round trip")
     round_trips = tuple(
-        measure_round_trip(prior, evenly(each, chosen.round_trip_slices), name) for name, each in sets.items()
+        measure_round_trip(prior, each.evenly(chosen.round_trip_slices), name) for name, each in sets.items()
     )
     denoising: tuple[DenoisingError, ...] = ()
     words: list[WordTest] = []
     pairs, gain, oracle, memorisation, quality = None, None, None, None, None
     if reads != "nothing":
         watch("denoising error by noise level")
-        few = {name: evenly(each, chosen.error_slices) for name, each in sets.items()}
+        few = {name: each.evenly(chosen.error_slices) for name, each in sets.items()}
         denoising = tuple(_denoising(prior, each, name, chosen.error_levels, seed) for name, each in few.items())
         for name, each in sets.items() if reads == "captions" else ():
             tell = _advance(watch(f"text test on {name}"), "slice")
-            tested = each if name == PHANTOMS else evenly(each, chosen.word_slices)
+            tested = each if name == PHANTOMS else each.evenly(chosen.word_slices)
             words += word_tests(prior, tested, EXCHANGED, name, levels=chosen.word_levels, seed=seed, advance=tell)
         if chosen.pair_noises and reads == "captions":
             tell = _advance(watch("paired samples"), "noise")
@@ -200,7 +200,7 @@ def build_report(
         if chosen.oracle_slices:
             tell = _advance(watch("oracle start"), "slice")
             oracle = oracle_start(
-                prior, evenly(scored, chosen.oracle_slices), source, seed=seed, steps=chosen.oracle_steps, advance=tell
+                prior, scored.evenly(chosen.oracle_slices), source, seed=seed, steps=chosen.oracle_steps, advance=tell
             )
     if real is not None and reads == "captions" and chosen.audit_samples:
         assert slices_file is not None  # noqa: S101 - the real slices are of it
@@ -267,7 +267,7 @@ def _scored_and_tuning(slices: CaptionedSlices, chosen: ReportSettings) -> tuple
     rows = [i for i, a in enumerate(slices.attributes) if a.modality != "CT"] or list(range(len(slices)))
     scored = rows[:: max(1, len(rows) // (2 * chosen.gain_slices))][::2][: chosen.gain_slices]
     others = [i for i in rows if i not in set(scored)] or rows
-    return slices.take(scored), evenly(slices.take(others), chosen.tuning_slices)
+    return slices.take(scored), slices.take(others).evenly(chosen.tuning_slices)
 
 
 def _audit(

@@ -14,7 +14,6 @@ from treg_med.errors import ConfigError
 from treg_med.priors.base import Prior
 from treg_med.report.drawn_slices import drawn_slices
 from treg_med.report.figures import histograms, picture_grid
-from treg_med.report.slice_sets import evenly
 from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["MemorisationAudit", "Nearest", "memorisation_audit", "nearest_slices"]
@@ -121,7 +120,7 @@ def memorisation_audit(
         samples = drawn_slices(
             prior, train, count, steps=steps, guidance_scale=guidance_scale, seed=seed, advance=advance
         )
-    held = evenly(validation, count)
+    held = validation.evenly(count)
     drawn, unseen = nearest_slices(samples.images, train.images), nearest_slices(held.images, train.images)
     bar = max(unseen.correlations)
     copies = tuple(k for k, value in enumerate(drawn.correlations) if value > bar)

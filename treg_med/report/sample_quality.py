@@ -13,7 +13,6 @@ from treg_med.priors.latent import LatentPrior
 from treg_med.report.agreement import scorer_wins
 from treg_med.report.drawn_slices import varied_rows
 from treg_med.report.one_step import prior_images
-from treg_med.report.slice_sets import evenly
 from treg_med.report.statistics import Rate
 from treg_med.training.slices import CaptionedSlices
 
@@ -77,7 +76,7 @@ def sample_quality(
     scorer = prior.scorer
     if scorer is None:
         raise ConfigError("expected a prior with a scorer of images and texts, got none; set prior.scorer")
-    held = evenly(validation, len(samples))
+    held = validation.evenly(len(samples))
     seen = train.take(varied_rows(train, len(samples), torch.Generator().manual_seed(seed)))
     real, drawn, best = (_features(scorer, prior.device, slices) for slices in (held, samples, seen))
     precision, recall = precision_and_recall(real, drawn)

@@ -14,7 +14,7 @@ from treg_med.training.captions import render_caption
 from treg_med.training.phantoms import PhantomBatch, draw_phantoms
 from treg_med.training.slices import CaptionedSlices
 
-__all__ = ["evenly", "phantom_slices", "real_slices"]
+__all__ = ["phantom_slices", "real_slices"]
 
 _UNKNOWN_SUBJECT = "unknown"
 # As many phantoms are drawn for each one kept, so that every kind is there.
@@ -69,11 +69,3 @@ def _captioned(batch: PhantomBatch, generator: torch.Generator) -> CaptionedSlic
         [f"phantom {i}" for i in range(len(batch.attributes))],
         torch.full((len(batch.attributes),), 1 / len(batch.attributes), dtype=torch.float64),
     )
-
-
-def evenly(slices: CaptionedSlices, count: int, offset: float = 0.5) -> CaptionedSlices:
-    """Return at most `count` evenly spaced slices; another `offset` between 0 and 1 gives others, if there are any."""
-    total = len(slices)
-    if count >= total:
-        return slices
-    return slices.take([int((k + offset) * total / count) for k in range(count)])

@@ -137,13 +137,13 @@ class TReg(Solver):
         shifts = grid_shifts(prior) if self.cycle_spinning else ((0, 0),)
         before: Estimate | None = None
         for step, level in enumerate(levels):
+            last = step == len(levels) - 1
             if self.use_prior:
-                last = step == len(levels) - 1
                 chosen = shifts if last else (shifts[step % len(shifts)],)
                 found = [self._estimate(space, current, before, level, own, shift) for shift in chosen]
                 before = found[-1]
                 denoised = torch.stack([estimate.denoised for estimate in found]).mean(0)
-            if step == len(levels) - 1:
+            if last:
                 magnitude = codec.decode(denoised, problem.batch_shape)
                 break
             magnitude = codec.decode(torch.lerp(current, denoised, self.relaxation), problem.batch_shape)

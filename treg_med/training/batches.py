@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,9 +13,10 @@ from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from treg_med.training.augmentation import augment, random_crops
 from treg_med.training.captions import render_caption, swap_sides
-from treg_med.training.config import DenoiserSettings, DrawnShares
-from treg_med.training.drawn_heads import DrawnHeads, HeadSource
+from treg_med.training.config import DenoiserSettings
+from treg_med.training.drawn_heads import HeadSource
 from treg_med.training.noise_draw import above, draw_crop_timesteps, draw_timesteps
+from treg_med.training.phantoms import draw_phantoms
 from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["Batch", "CaptionedBatches", "TextStates", "slice_caption"]
@@ -79,14 +81,14 @@ class CaptionedBatches:
         settings: DenoiserSettings,
         device: torch.device,
         *,
-        drawn: HeadSource | None = None,
+        drawn: HeadSource = draw_phantoms,
         least: Tensor | None = None,
     ) -> None:
         self.slices, self.texts, self.settings, self.device = slices, texts, settings, device
-        self.drawn = drawn or DrawnHeads(slices, DrawnShares())
+        self.drawn = drawn
         self.least = torch.zeros(len(slices), dtype=torch.long) if least is None else least
         fine = slices.weights * (self.least == 0)
-        self._crop_weights = fine if bool(fine.any()) else slices.weights
+        self._for_crops = replace(slices, weights=fine) if bool(fine.any()) else slices
 
     def draw(self, count: int, crops: bool, generator: torch.Generator) -> Batch:
         """Draw `count` samples; the same state of the generator gives the same batch."""
@@ -96,8 +98,7 @@ class CaptionedBatches:
         windows = None
         pairs = 0 if crops else min(simulated, count - 1) // 2  # one real slice tells the size
         simulated = 2 * pairs
-        weights = self._crop_weights if crops else self.slices.weights
-        chosen = torch.multinomial(weights, count - simulated, replacement=True, generator=generator)
+        chosen = (self._for_crops if crops else self.slices).draw(count - simulated, generator)
         images, masks, mirrored = augment(
             self.slices.images[chosen].to(self.device).float() / 255,
             self.slices.masks[chosen].to(self.device).float(),
@@ -113,7 +114,7 @@ class CaptionedBatches:
             steps = above(steps, self.least[chosen])
         if pairs:
             size = (images.shape[-2], images.shape[-1])
-            phantoms = self.drawn.draw(pairs, size, generator, device=self.device, twins=True)
+            phantoms = self.drawn(pairs, size, generator, device=self.device, twins=True)
             images = torch.cat([images, phantoms.images])
             masks = torch.cat([masks, phantoms.masks])
             captions += [render_caption(a, rng, rng.uniform(0, 0.3))[0] for a in phantoms.attributes]

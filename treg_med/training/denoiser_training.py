@@ -26,6 +26,7 @@ from treg_med.training.drawn_heads import HeadSource
 from treg_med.training.journal import Journal
 from treg_med.training.muon import MuonAdamW
 from treg_med.training.native_resolution import least_timesteps
+from treg_med.training.phantoms import draw_phantoms
 from treg_med.training.precision import faster_precision
 from treg_med.training.samples import sample_grid
 from treg_med.training.slices import CaptionedSlices
@@ -50,7 +51,7 @@ def train_denoiser(
     checkpoint: Path,
     settings: DenoiserSettings,
     *,
-    drawn: HeadSource | None = None,
+    drawn: HeadSource = draw_phantoms,
     accelerator: Accelerator | None = None,
     seconds: float = float("inf"),
     initial: UNet2DConditionModel | None = None,

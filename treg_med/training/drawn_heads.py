@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -17,9 +16,9 @@ __all__ = ["DrawnHeads", "HeadSource"]
 
 
 class HeadSource(Protocol):
-    """Draws heads, and twins of them that differ in one word."""
+    """Draws heads, and twins of them that differ in one word, as `draw_phantoms` does."""
 
-    def draw(
+    def __call__(
         self,
         count: int,
         size: tuple[int, int],
@@ -30,19 +29,6 @@ class HeadSource(Protocol):
     ) -> PhantomBatch:
         """Draw `count` heads, and with `twins` as many twins after them."""
         ...
-
-
-class _Phantoms:
-    def draw(
-        self,
-        count: int,
-        size: tuple[int, int],
-        generator: torch.Generator,
-        *,
-        device: torch.device | str = "cpu",
-        twins: bool = False,
-    ) -> PhantomBatch:
-        return draw_phantoms(count, size, generator, device=device, twins=twins)
 
 
 class DrawnHeads:
@@ -60,17 +46,13 @@ class DrawnHeads:
 
     def __init__(self, slices: CaptionedSlices, shares: DrawnShares, label_heads: HeadSource | None = None) -> None:
         transplants = Transplants(slices) if shares.transplants else None
-        self.sources: Mapping[str, tuple[HeadSource, float]] = {
-            name: (source, share)
-            for name, source, share in (
-                ("label maps", label_heads, shares.label_maps),
-                ("transplants", transplants, shares.transplants),
-            )
-            if source is not None and share > 0 and (name != "transplants" or transplants)
-        }
-        self.phantoms = _Phantoms()
+        self.sources: list[tuple[HeadSource, float]] = []
+        if label_heads is not None and shares.label_maps:
+            self.sources.append((label_heads, shares.label_maps))
+        if transplants:
+            self.sources.append((transplants.draw, shares.transplants))
 
-    def draw(
+    def __call__(
         self,
         count: int,
         size: tuple[int, int],
@@ -83,13 +65,13 @@ class DrawnHeads:
         u = torch.rand(count, generator=generator)
         parts: list[PhantomBatch] = []
         below, left = 0.0, count
-        for source, share in self.sources.values():
+        for source, share in self.sources:
             some = int(((u >= below) & (u < below + share)).sum())
             below, left = below + share, left - some
             if some:
-                parts.append(source.draw(some, size, generator, device=device, twins=twins))
+                parts.append(source(some, size, generator, device=device, twins=twins))
         if left:
-            parts.append(self.phantoms.draw(left, size, generator, device=device, twins=twins))
+            parts.append(draw_phantoms(left, size, generator, device=device, twins=twins))
         return _joined(parts) if twins else _in_order(parts)
 
 

@@ -63,7 +63,7 @@ def draw_examples(
         yield Examples(images, masks, shown, captions)
     for start in range(0, phantoms, _AT_ONCE):
         size = (slices.images.shape[-2], slices.images.shape[-1])
-        heads = drawn.draw(min(_AT_ONCE, phantoms - start), size, generator)
+        heads = drawn(min(_AT_ONCE, phantoms - start), size, generator)
         captions = [
             [render_caption(shown, rng, rng.uniform(0, 0.3))[0] for _ in range(sentences)] for shown in heads.attributes
         ]

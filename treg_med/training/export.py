@@ -18,7 +18,7 @@ from treg_med.priors.weights import save_component
 from treg_med.report.agreement import EXCHANGED, scorer_wins
 from treg_med.report.card import understanding
 from treg_med.report.one_step import denoising_error
-from treg_med.report.slice_sets import evenly, phantom_slices
+from treg_med.report.slice_sets import phantom_slices
 from treg_med.report.words import word_tests
 from treg_med.training.captions import render_caption, words_of
 from treg_med.training.config import PriorFacts
@@ -81,7 +81,7 @@ def export_prior(
             "data": facts.data,
             "metrics": _metrics(prior, validation),
             "understanding": understanding(
-                word_tests(prior, evenly(validation, _WORD_SLICES), EXCHANGED, "validation", levels=_WORD_LEVELS)
+                word_tests(prior, validation.evenly(_WORD_SLICES), EXCHANGED, "validation", levels=_WORD_LEVELS)
             ),
             "words": _words(train),
             **({} if domain is None else {DOMAIN: domain}),
@@ -131,9 +131,7 @@ def _scorer_metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str
 
 
 def _metrics(prior: LatentPrior, validation: CaptionedSlices) -> dict[str, Any]:
-    groups = {
-        name: _group_metrics(prior, evenly(group, _GROUP_SLICES)) for name, group in validation.by_group().items()
-    }
+    groups = {name: _group_metrics(prior, group.evenly(_GROUP_SLICES)) for name, group in validation.by_group().items()}
     return {
         "validation_slices": len(validation),
         **_over_groups(list(groups.values())),

@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from treg_med.priors.word_map import WordMap
     from treg_med.training.batches import TextStates
     from treg_med.training.drawn_heads import DrawnHeads
+    from treg_med.training.label_heads import LabelHeads
 
 __all__ = ["Training"]
 
@@ -101,9 +103,7 @@ class Training:
 
         shares, heads = self.config.drawn, None
         if shares.label_maps:
-            from treg_med.training.label_heads import LabelHeads
-
-            heads = LabelHeads.load(self.data / shares.folder, shares.leave_out)
+            heads = _label_heads(self.data / shares.folder, tuple(shares.leave_out)).draw
         return DrawnHeads(slices, shares, heads)
 
     def train_autoencoder(self) -> dict[str, float]:
@@ -250,3 +250,11 @@ class Training:
             return 0
         training = json.loads(card.read_text(encoding="utf-8")).get("training", {})
         return int(training.get("samples", 0)) + int(training.get("earlier_samples", 0))
+
+
+@cache
+def _label_heads(folder: Path, leave_out: tuple[str, ...]) -> LabelHeads:
+    """Label maps of a folder, which three steps draw from."""
+    from treg_med.training.label_heads import LabelHeads
+
+    return LabelHeads.load(folder, leave_out)

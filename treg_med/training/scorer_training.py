@@ -16,9 +16,10 @@ from treg_med.report.agreement import EXCHANGED
 from treg_med.training.batches import TextStates
 from treg_med.training.caption_words import UNKNOWN
 from treg_med.training.captions import SliceAttributes, counterfactuals, plain_contrast, read_attributes
-from treg_med.training.config import DrawnShares, ScorerSettings
-from treg_med.training.drawn_heads import DrawnHeads, HeadSource
+from treg_med.training.config import ScorerSettings
+from treg_med.training.drawn_heads import HeadSource
 from treg_med.training.examples import draw_examples, half_states
+from treg_med.training.phantoms import draw_phantoms
 from treg_med.training.precision import faster_precision
 from treg_med.training.slices import CaptionedSlices
 
@@ -47,7 +48,7 @@ def train_scorer(
     texts: TextStates,
     settings: ScorerSettings,
     *,
-    drawn: HeadSource | None = None,
+    drawn: HeadSource = draw_phantoms,
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> ImageTextScorer:
@@ -80,7 +81,6 @@ def train_scorer(
     torch.manual_seed(seed)  # first weights
     model = ImageTextScorer(text_width=texts.encoder.config.hidden_size, features=texts.encoder.config.hidden_size)
     generator = torch.Generator().manual_seed(seed)
-    drawn = drawn or DrawnHeads(slices, DrawnShares())
     examples = _draw(slices, drawn, texts, model.config.side, settings, generator, log)
     optimizer = torch.optim.AdamW(model.parameters(), settings.rate, weight_decay=settings.weight_decay)
     fast = faster_precision(torch.device("cpu")) == "bfloat16"

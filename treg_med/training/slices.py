@@ -205,6 +205,11 @@ class CaptionedSlices:
             groups.setdefault("CT" if a.modality == "CT" else a.disease, []).append(row)
         return {name: self.take(rows) for name, rows in sorted(groups.items())}
 
+    def evenly(self, count: int, offset: float = 0.5) -> CaptionedSlices:
+        """At most `count` evenly spaced slices; another `offset` in 0 to 1 gives others, if there are any."""
+        total = len(self)
+        return self if count >= total else self.take([int((k + offset) * total / count) for k in range(count)])
+
     def every(self, step: int) -> CaptionedSlices:
         """Every `step`-th slice."""
         return self.take(range(0, len(self), step))

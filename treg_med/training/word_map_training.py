@@ -14,9 +14,10 @@ from treg_med.codec import even_margins
 from treg_med.priors.autoencoder import NullSpaceAutoencoder
 from treg_med.priors.word_map import WordMap
 from treg_med.training.batches import TextStates
-from treg_med.training.config import DrawnShares, WordMapSettings
-from treg_med.training.drawn_heads import DrawnHeads, HeadSource
+from treg_med.training.config import WordMapSettings
+from treg_med.training.drawn_heads import HeadSource
 from treg_med.training.examples import draw_examples, half_states
+from treg_med.training.phantoms import draw_phantoms
 from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["explained_by_words", "train_word_map"]
@@ -39,7 +40,7 @@ def train_word_map(
     texts: TextStates,
     settings: WordMapSettings,
     *,
-    drawn: HeadSource | None = None,
+    drawn: HeadSource = draw_phantoms,
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> WordMap:
@@ -70,7 +71,6 @@ def train_word_map(
     torch.manual_seed(seed)  # first weights, and the search for principal components
     model = WordMap(autoencoder.config.latent_channels, texts.encoder.config.hidden_size)
     generator = torch.Generator().manual_seed(seed)
-    drawn = drawn or DrawnHeads(slices, DrawnShares())
     examples = _draw(slices, drawn, autoencoder, texts, model.config.side, settings, generator, log)
     model.set_basis(*_principal_components(examples.latents, model.config.components, generator))
     targets = torch.cat([(part.float() - model.mean) @ model.basis.T for part in examples.latents.split(500)])
