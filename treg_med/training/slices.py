@@ -130,14 +130,7 @@ class CaptionedSlices:
             raise FormatError(
                 f"expected an HDF5 slice file with {images}, captions and split, got {name}: {error}"
             ) from error
-        if pictures.dtype != torch.uint8 or pictures.ndim != 4:
-            raise FormatError(
-                f"expected {images} (N, H, W) uint8 in {name}, got {tuple(pictures[:, 0].shape)} {pictures.dtype}"
-            )
-        if masks.shape != pictures.shape:
-            raise FormatError(
-                f"expected lesion_masks like the images of {name}, {tuple(pictures.shape)}, got {tuple(masks.shape)}"
-            )
+        _check_pixels(pictures, masks, images, name)
         if told not in ("", *SIDES):
             raise FormatError(f"expected patient_left_is to be left or right for {name}, got {told!r}")
         rows: list[dict[str, Any]] = [{column: values[i] for column, values in columns.items()} for i in keep]
@@ -205,10 +198,10 @@ class CaptionedSlices:
             groups.setdefault("CT" if a.modality == "CT" else a.disease, []).append(row)
         return {name: self.take(rows) for name, rows in sorted(groups.items())}
 
-    def evenly(self, count: int, offset: float = 0.5) -> CaptionedSlices:
-        """At most `count` evenly spaced slices; another `offset` in 0 to 1 gives others, if there are any."""
+    def evenly(self, count: int) -> CaptionedSlices:
+        """At most `count` evenly spaced slices."""
         total = len(self)
-        return self if count >= total else self.take([int((k + offset) * total / count) for k in range(count)])
+        return self if count >= total else self.take([int((k + 0.5) * total / count) for k in range(count)])
 
     def every(self, step: int) -> CaptionedSlices:
         """Every `step`-th slice."""
@@ -224,6 +217,17 @@ class CaptionedSlices:
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return the indices of `count` slices, drawn by weight."""
         return torch.multinomial(self.weights, count, replacement=True, generator=generator)
+
+
+def _check_pixels(pictures: Tensor, masks: Tensor, images: str, name: str) -> None:
+    if pictures.dtype != torch.uint8 or pictures.ndim != 4:
+        raise FormatError(
+            f"expected {images} (N, H, W) uint8 in {name}, got {tuple(pictures[:, 0].shape)} {pictures.dtype}"
+        )
+    if masks.shape != pictures.shape:
+        raise FormatError(
+            f"expected lesion_masks like the images of {name}, {tuple(pictures.shape)}, got {tuple(masks.shape)}"
+        )
 
 
 def _check_subjects(subjects: np.ndarray, asked: Sequence[str], name: str) -> None:
