@@ -54,7 +54,7 @@ class DomainGuard:
 
     .. math:: d = \frac{1}{l} \sqrt{(f - \mu)^T \Sigma^{-1} (f - \mu)}
 
-    Validation slices lie below one, most below one half; above one the prior is not to be trusted.
+    Nearly all validation slices lie below one, most below one half; above one the prior is not to be trusted.
 
     Parameters
     ----------
