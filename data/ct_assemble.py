@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treg_med.data.ct_views import arc_degrees
 from treg_med.data.records import Geometry, Measurement
 from treg_med.errors import FormatError, GeometryError, NumericsError
 from treg_med.operators.ct_operator import CTOperator
-from treg_med.operators.ct_rays import FanRays
-from treg_med.operators.ct_scenarios import limited_angle, sparse_view
 from treg_med.operators.filtered_backprojection import filtered_backprojection
 
 __all__ = [
@@ -129,7 +126,7 @@ def check_field_of_view(operator: CTOperator, *, medical: bool) -> tuple[str, ..
             f"expected lengths in mm, got an image of {field:.4g} mm: pixel_size is probably in micrometres; "
             f"divide it by 1000 (pixel_size={operator.pixel_size / 1000:.4g})"
         )
-    magnification = operator.rays.magnification if isinstance(operator.rays, FanRays) else 1.0
+    magnification = operator.rays.magnification
     seen = operator.n_bins * operator.bin_size / magnification
     if not field / 30 < seen < field * 30:
         raise GeometryError(
@@ -331,7 +328,7 @@ def assemble_ct(
             f"the attenuation reaches {peak:.3g} / mm, {peak / mu_water:.2g} times that of water: check the units of "
             "pixel_size, bin_size and the projections before trusting Hounsfield units"
         )
-    facts |= _ct_facts(operator, photons, mu_water, centre_source)
+    facts |= operator.facts() | {"photons": photons, "centre_source": centre_source, "mu_water_per_mm": mu_water}
     facts["warnings"] = tuple(dict.fromkeys(warnings))
     return Measurement(
         y=y,
@@ -385,39 +382,3 @@ def _normalised(inverse_variance: Tensor, index: int) -> tuple[float, Tensor]:
         )
     mean = float(values[measured].mean())
     return 1.0 / math.sqrt(mean), (values / mean).to(torch.float32).contiguous()
-
-
-def _ct_facts(
-    operator: CTOperator, photons: float | None, mu_water: float | None, centre_source: str
-) -> dict[str, Any]:
-    rays = operator.rays
-    fan: dict[str, Any] = {}
-    if isinstance(rays, FanRays):
-        fan = {"source_origin_mm": rays.source_origin, "origin_detector_mm": rays.origin_detector}
-        fan["detector"] = rays.shape
-    return {
-        "beam": "fan" if fan else "parallel",
-        **fan,
-        "views": operator.views,
-        "bins": operator.n_bins,
-        "arc_deg": arc_degrees(operator.angles),
-        "missing": _missing(operator),
-        "photons": photons,
-        "centre": float(operator.centre),
-        "centre_source": centre_source,
-        "pixel_size_mm": operator.pixel_size,
-        "bin_size_mm": operator.bin_size,
-        "mu_water_per_mm": mu_water,
-    }
-
-
-def _missing(operator: CTOperator) -> str:
-    """Return in words which directions and which details the views leave out."""
-    angles = operator.angles.double()
-    sparse = sparse_view(operator, operator.views).missing
-    if operator.views == 1:
-        return sparse
-    turn = 2 * math.pi
-    start, arc = float(angles.min()), float(angles.max() - angles.min())
-    wedge = limited_angle(operator, min(arc, turn), start % turn).missing
-    return f"{wedge}; {sparse}"

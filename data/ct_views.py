@@ -12,7 +12,7 @@ from torch import Tensor
 from treg_med.errors import ConfigError
 from treg_med.operators.ct_angles import angles_from_file
 
-__all__ = ["ScannedViews", "ViewSelection", "arc_degrees"]
+__all__ = ["ScannedViews", "ViewSelection"]
 
 # Two views closer than this part of the step between views are one view measured twice.
 _SAME_VIEW = 0.1
@@ -98,15 +98,6 @@ class ViewSelection:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def arc_degrees(angles: Tensor) -> float:
-    """Return the arc that views at these angles (rad) stand for: from the first to the last and one step more."""
-    if angles.numel() < 2:
-        return 0.0
-    ordered = angles.double().sort().values
-    step = float((ordered[1:] - ordered[:-1]).median())
-    return min(360.0, math.degrees(float(ordered[-1] - ordered[0]) + step))
 
 
 @dataclass(frozen=True, eq=False)

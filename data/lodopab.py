@@ -35,7 +35,7 @@ from torch import Tensor
 
 from treg_med.data.ct_assemble import assemble_ct, check_sinogram
 from treg_med.data.ct_simulation import CTSimulation
-from treg_med.data.ct_views import ViewSelection, arc_degrees
+from treg_med.data.ct_views import ViewSelection
 from treg_med.data.ct_volume import SimulatedCTReader
 from treg_med.data.hdf5_reader import Hdf5File, Hdf5Reader
 from treg_med.data.orientation import unknown_geometry
@@ -45,6 +45,7 @@ from treg_med.data.safe_hdf5 import check_readable_file, sha256_of
 from treg_med.data.source import ScanHeader
 from treg_med.errors import ConfigError, FormatError
 from treg_med.operators.counts import log_transform
+from treg_med.operators.ct_angles import arc_degrees
 from treg_med.operators.parallel_beam import ParallelBeamCT
 
 __all__ = ["IMAGE_SHAPE", "SINOGRAM_SHAPE", "LodopabReader", "LodopabTruthReader"]

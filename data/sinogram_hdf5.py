@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from treg_med.data.ct_assemble import CT_INVERSE_CRIME, NOT_MEDICAL, assemble_ct, check_field_of_view, check_finite
-from treg_med.data.ct_views import ScannedViews, ViewSelection, arc_degrees
+from treg_med.data.ct_views import ScannedViews, ViewSelection
 from treg_med.data.generic_hdf5 import read_geometry, read_operations
 from treg_med.data.hdf5_reader import Hdf5Reader, number_attribute, text_attribute
 from treg_med.data.prompts import ScanWords
@@ -44,6 +44,7 @@ from treg_med.data.records import Measurement
 from treg_med.data.source import ScanHeader
 from treg_med.errors import FormatError, GeometryError, NumericsError
 from treg_med.operators.counts import log_transform
+from treg_med.operators.ct_angles import arc_degrees
 from treg_med.operators.ct_operator import CTOperator
 from treg_med.operators.fan_beam import FanBeamCT
 from treg_med.operators.parallel_beam import ParallelBeamCT

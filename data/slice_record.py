@@ -25,7 +25,6 @@ from treg_med.data.atomic import StagedFiles, writing
 from treg_med.data.plain import plain
 from treg_med.data.records import Geometry, Measurement, Reconstruction
 from treg_med.errors import FormatError, GeometryError, NumericsError
-from treg_med.operators.ct_operator import CTOperator
 
 __all__ = ["SliceRecord", "shown_values"]
 
@@ -206,34 +205,16 @@ def _facts(rec: Reconstruction, index: int) -> dict[str, Any]:
 
 
 def _unit(measurement: Measurement | None) -> dict[str, Any]:
-    """Return unit, mu_water and a description of what is written; nothing for MRI, whose units are raw."""
-    if measurement is None or not isinstance(measurement.operator, CTOperator):
+    """Return unit, mu_water and a description of what is written; nothing for images in raw units, as of MRI."""
+    unit = "" if measurement is None else measurement.operator.image_unit
+    if measurement is None or not unit:
         return {}
     if measurement.mu_water is None:
-        return {"unit": "1/mm", "content": "linear attenuation in 1/mm"}
+        return {"unit": unit, "content": f"linear attenuation in {unit}"}
     content = "Hounsfield units, 1000 (mu - mu_water) / mu_water"
     return {"unit": "HU", "mu_water_per_mm": measurement.mu_water, "content": content}
 
 
 def _source(measurement: Measurement) -> dict[str, Any]:
     facts = {k: v for k, v in measurement.provenance.items() if k != "warnings"}
-    if isinstance(measurement.operator, CTOperator):
-        return facts
-    mask = getattr(measurement.operator, "mask", None)
-    if isinstance(mask, Tensor):
-        facts["mask"] = _mask(mask.cpu())
-        facts["acceleration"] = mask.numel() / max(1, int(mask.sum()))
-    facts["coils"] = int(measurement.y.shape[-3]) if measurement.y.ndim >= 3 else 1
-    return facts
-
-
-def _mask(mask: Tensor) -> dict[str, Any]:
-    pattern = (mask != 0).contiguous()
-    facts: dict[str, Any] = {
-        "shape": list(pattern.shape),
-        "sampled": int(pattern.sum()),
-        "sha256": hashlib.sha256(pattern.to(torch.uint8).numpy().tobytes()).hexdigest(),
-    }
-    if bool((pattern == pattern[:1]).all()):
-        facts["columns"] = pattern[0].nonzero().flatten().tolist()
-    return facts
+    return {**measurement.operator.facts(), **facts}

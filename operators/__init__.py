@@ -6,6 +6,7 @@ from treg_med.operators.base import (
     Composition,
     Identity,
     LinearOperator,
+    PerCoil,
     Scaled,
     Sum,
 )
@@ -13,6 +14,7 @@ from treg_med.operators.blur import Blur
 from treg_med.operators.blur_kernels import gaussian_kernel, motion_kernel
 from treg_med.operators.cartesian_mri import CartesianGram, CartesianMRI
 from treg_med.operators.checks import OperatorCheck, OperatorReport, check_operator
+from treg_med.operators.coil_maps import CoilMaps
 from treg_med.operators.coils import (
     birdcage_maps,
     calibration_region,
@@ -49,6 +51,7 @@ from treg_med.operators.nonlinear import FourierMagnitude, NonlinearOperator, Sa
 from treg_med.operators.nufft import NonuniformFFT
 from treg_med.operators.parallel_beam import ParallelBeamCT
 from treg_med.operators.rotation_centre import find_rotation_centre
+from treg_med.operators.sampling import FourierTransform, Sampling
 from treg_med.operators.separable import Separable
 from treg_med.operators.super_resolution import SuperResolution
 from treg_med.operators.weighted import Weighted
@@ -59,6 +62,7 @@ __all__ = [
     "Blur",
     "CGResult",
     "CTOperator",
+    "CoilMaps",
     "CartesianGram",
     "CartesianMRI",
     "Composition",
@@ -66,6 +70,7 @@ __all__ = [
     "DiagonalisedOperator",
     "FanBeamCT",
     "FourierMagnitude",
+    "FourierTransform",
     "Identity",
     "Inpainting",
     "LinearOperator",
@@ -76,6 +81,8 @@ __all__ = [
     "OperatorCheck",
     "OperatorReport",
     "ParallelBeamCT",
+    "PerCoil",
+    "Sampling",
     "SamplingMask",
     "Saturation",
     "Scaled",

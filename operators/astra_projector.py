@@ -54,10 +54,10 @@ class AstraProjector(LinearOperator):
         self.geometry, self.kind = geometry, kind or kinds[0]
         self._matrix()
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         return self._items(x, self.domain_shape, self._matrix())
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         return self._items(y, self.range_shape, self._matrix().T)
 
     def _items(self, values: Tensor, shape: tuple[int, ...], matrix: Any) -> Tensor:

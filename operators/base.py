@@ -11,61 +11,35 @@ Contract
 - An operator never changes after construction; caches that do not alter results are the only hidden state.
 
 A subclass sets ``domain_shape``, ``range_shape`` and ``is_complex`` through ``super().__init__`` and writes
-the two methods ``_matvec`` and ``_rmatvec`` on plain tensors; everything else is inherited.
+the two methods ``_forward`` and ``_adjoint`` on plain tensors; everything else is inherited. What a solver or a reader
+wants to know of a measurement it asks the operator, which overrides the answers that it knows better: ``norm``,
+``measured``, ``noise_std``, ``start``, ``fourier_diagonal``, ``image_unit``, ``facts``.
+
+The algebra (adjoint, product, sum, multiple, one operator for each coil) is in this file because every operator can
+make it.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from treg_med.errors import ConfigError, GeometryError
+from treg_med.errors import ConfigError, GeometryError, NumericsError
 from treg_med.operators.conjugate_gradient import conjugate_gradient
 from treg_med.operators.contract import Operator, align_batches, broadcast_batch
+from treg_med.operators.differentiable import differentiable
+from treg_med.operators.fourier_diagonal import FourierDiagonal, point_response
+from treg_med.operators.power_iteration import power_iteration
+from treg_med.operators.unexplained_noise import unexplained_noise_std
 
-__all__ = ["AdjointOperator", "Composition", "Identity", "LinearOperator", "Scaled", "Sum"]
+__all__ = ["AdjointOperator", "Composition", "Identity", "LinearOperator", "PerCoil", "Scaled", "Sum"]
 
-
-class _Apply(torch.autograd.Function):
-    """The single autograd function of the package: derivative of A is A, its transpose is the adjoint."""
-
-    @staticmethod
-    def forward(x: Tensor, operator: LinearOperator, adjoint: bool) -> Tensor:
-        if x.numel() == 0:
-            source, target = operator.domain_shape, operator.range_shape
-            source, target = (target, source) if adjoint else (source, target)
-            return x.new_zeros(*x.shape[: x.ndim - len(source)], *target)
-        # Physics keeps the precision of its input: sparse products have no bf16, and it would not be enough.
-        with torch.autocast(x.device.type, enabled=False):
-            y = operator._rmatvec(x) if adjoint else operator._matvec(x)
-        # Autograd treats a returned input as modified in place; identities must hand back a new view.
-        return y.view_as(y) if y is x else y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, LinearOperator, bool], output: Tensor) -> None:
-        _, ctx.operator, ctx.adjoint = inputs
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _differentiable(gradients[0], ctx.operator, not ctx.adjoint), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return _differentiable(tangents[0], ctx.operator, ctx.adjoint)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], x: Tensor, operator: LinearOperator, adjoint: bool
-    ) -> tuple[Tensor, int]:
-        return _differentiable(x.movedim(in_dims[0] or 0, 0), operator, adjoint), 0
-
-
-def _differentiable(x: Tensor, operator: LinearOperator, adjoint: bool) -> Tensor:
-    result: Tensor = _Apply.apply(x, operator, adjoint)
-    return result
+# Enough for the level of an image, not for its detail.
+_QUICK_ITERATIONS = 3
 
 
 class LinearOperator(Operator):
@@ -79,23 +53,23 @@ class LinearOperator(Operator):
         Trailing shape of the output, without batch.
     is_complex
         True for complex64/128 operators (MRI; real input is promoted), False for float32/64 operators (CT).
-
-    Attributes
-    ----------
-    physical
-        Whether A carries physical units (line integrals of an attenuation), so that its norm depends on lengths
-        and says nothing about the data. Other operators are normalised: A^H A is about one.
     """
 
-    physical: bool = False
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Take the names that the two methods had until version 0.1, with a warning."""
+        super().__init_subclass__(**keywords)
+        for old, new in (("_matvec", "_forward"), ("_rmatvec", "_adjoint")):
+            if old in cls.__dict__:
+                warnings.warn(f"{cls.__name__}.{old} is now called {new}", DeprecationWarning, stacklevel=2)
+                setattr(cls, new, cls.__dict__[old])
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         """Apply A to a checked tensor ``(*batch, *domain_shape)``; called without autograd."""
-        raise NotImplementedError(f"{type(self).__name__} must implement _matvec")
+        raise NotImplementedError(f"{type(self).__name__} must implement _forward")
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         """Apply A^H to a checked tensor ``(*batch, *range_shape)``; called without autograd."""
-        raise NotImplementedError(f"{type(self).__name__} must implement _rmatvec")
+        raise NotImplementedError(f"{type(self).__name__} must implement _adjoint")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``A x``.
@@ -116,11 +90,11 @@ class LinearOperator(Operator):
         ConfigError
             If the dtype cannot be used.
         """
-        return _differentiable(self._checked(x, self.domain_shape, "input"), self, False)
+        return differentiable(self._checked(x, self.domain_shape, "input"), self, False)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Return ``A^H y`` for ``y`` of shape ``(*batch, *range_shape)``; errors as in ``forward``."""
-        return _differentiable(self._checked(y, self.range_shape, "measurement"), self, True)
+        return differentiable(self._checked(y, self.range_shape, "measurement"), self, True)
 
     @property
     def H(self) -> LinearOperator:  # noqa: N802 - the field's symbol for the Hermitian adjoint
@@ -134,9 +108,70 @@ class LinearOperator(Operator):
 
     def norm(self, *, max_iter: int = 100, rtol: float = 1e-4) -> float:
         """Return the spectral norm ||A||_2 by power iteration on A^H A (an approach from below, cached)."""
-        return float(
-            self._cached(("norm", max_iter, rtol), lambda: _power_iteration(self, max_iter, rtol))
-        )
+
+        def iterate() -> float:
+            generator = torch.Generator().manual_seed(0)
+            dtype = torch.complex64 if self.is_complex else torch.float32
+            first = torch.randn(self.domain_shape, dtype=dtype, generator=generator).to(self._device())
+            return math.sqrt(power_iteration(self.gram, first, max_iter, rtol))
+
+        return float(self._cached(("norm", max_iter, rtol), iterate))
+
+    def noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
+        """Estimate the noise level of one measurement ``range_shape``: Var(y_i) = noise_std^2 / w_i.
+
+        The smaller of two estimates, both of which err upwards: from the samples alone (`samples_noise_std`), and from
+        what no image explains (see `unexplained_noise_std`).
+
+        Parameters
+        ----------
+        y
+            Without a batch; complex samples have E|n|^2 = noise_std^2 / w.
+        weights
+            w, ``range_shape``; None is one for all.
+
+        Raises
+        ------
+        NumericsError
+            If neither can be told.
+        """
+        y = self._checked(y, self.range_shape, "measurement")
+        unexplained = unexplained_noise_std(self, y, weights)
+        try:
+            return min(self.samples_noise_std(y, weights), math.inf if unexplained is None else unexplained)
+        except NumericsError:
+            if unexplained is None:
+                raise
+            return unexplained
+
+    def start(self, y: Tensor) -> Tensor:
+        """Return a first image of data ``(*batch, *range_shape)``, of the right level if of little detail.
+
+        Three iterations of conjugate gradients on A^H A x = A^H y.
+        """
+        dims = len(self.domain_shape)
+        return conjugate_gradient(
+            self.gram, self.adjoint(y), max_iter=_QUICK_ITERATIONS, rtol=0.0, event_ndim=dims
+        ).x
+
+    @property
+    def shift_invariant(self) -> bool:
+        """Whether A^H A is nearly a convolution, as for a projector or a Fourier transform."""
+        return False
+
+    def fourier_diagonal(self) -> FourierDiagonal:
+        r"""Return the diagonal of :math:`F A^H A F^H`, which preconditions the inversion of A^H A.
+
+        That of a normal operator that is nearly a convolution is the modulus of the spectrum of its point response at
+        the centre. Any other operator gets the constant ``||A||^2 / 2``.
+
+        Fessler, Booth: Conjugate-gradient preconditioning methods for shift-variant PET image reconstruction, IEEE
+        Trans. Image Process. 8 (1999) 688.
+        """
+        spectrum = point_response(self.gram, self.domain_shape, self._device()) if self.shift_invariant else None
+        if spectrum is None:
+            spectrum = torch.full(self.domain_shape, self.norm() ** 2 / 2, device=self._device())
+        return FourierDiagonal(spectrum)
 
     def pinv(self, y: Tensor, *, x0: Tensor | None = None, max_iter: int = 100, rtol: float = 1e-6) -> Tensor:
         """Return the least-squares solution of ``A x = y`` nearest to ``x0`` (default: of minimal norm).
@@ -209,9 +244,22 @@ class LinearOperator(Operator):
         real = torch.empty((), dtype=x0.dtype).real.dtype
         return x0, y, weight.to(x0.device, real).reshape(*weight.shape, *(1,) * n_image)
 
+    #: Length of the first axis of the range where it counts coils; else 0.
+    _coil_axis: int = 0
+
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
-        """Return the composition ``x -> self(other(x))``."""
-        return Composition(self, other) if isinstance(other, LinearOperator) else NotImplemented
+        """Return the composition ``x -> self(other(x))``; after coil maps, for every coil by itself."""
+        if not isinstance(other, LinearOperator):
+            return NotImplemented
+        fused = self._fused_with(other)
+        if fused is not None:
+            return fused
+        each = other._coil_axis and self.domain_shape == other.range_shape[1:]
+        return Composition(PerCoil(self, other._coil_axis) if each else self, other)
+
+    def _fused_with(self, inner: LinearOperator) -> LinearOperator | None:
+        """Return one operator that does both in fewer passes, where there is one."""
+        return None
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
         """Return the sum ``x -> self(x) + other(x)``."""
@@ -238,10 +286,10 @@ class Identity(LinearOperator):
     def __init__(self, shape: tuple[int, ...], *, is_complex: bool = True) -> None:
         super().__init__(shape, shape, is_complex=is_complex)
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         return x
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         return y
 
     @property
@@ -261,13 +309,12 @@ class AdjointOperator(LinearOperator):
     def __init__(self, operator: LinearOperator) -> None:
         super().__init__(operator.range_shape, operator.domain_shape, is_complex=operator.is_complex)
         self.operator = operator
-        self.physical = operator.physical
 
-    def _matvec(self, x: Tensor) -> Tensor:
-        return self.operator._rmatvec(x)
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.operator._adjoint(x)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
-        return self.operator._matvec(y)
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self.operator._forward(y)
 
     @property
     def H(self) -> LinearOperator:  # noqa: N802
@@ -293,13 +340,17 @@ class Composition(LinearOperator):
             )
         super().__init__(inner.domain_shape, outer.range_shape, is_complex=inner.is_complex)
         self.outer, self.inner = outer, inner
-        self.physical = outer.physical or inner.physical
+        self.image_unit = inner.image_unit or outer.image_unit
+        self._coil_axis = outer._coil_axis
 
-    def _matvec(self, x: Tensor) -> Tensor:
-        return self.outer._matvec(self.inner._matvec(x))
+    def _fused_with(self, inner: LinearOperator) -> LinearOperator | None:
+        return self.outer._fused_with(self.inner @ inner)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
-        return self.inner._rmatvec(self.outer._rmatvec(y))
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.outer._forward(self.inner._forward(x))
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self.inner._adjoint(self.outer._adjoint(y))
 
     @property
     def H(self) -> LinearOperator:  # noqa: N802
@@ -311,8 +362,75 @@ class Composition(LinearOperator):
         """B^H (A^H A) B, which keeps a fast ``A^H A``."""
         return Composition(self.inner.H, Composition(self.outer.gram, self.inner))
 
+    @property
+    def measured(self) -> Tensor | None:
+        """What the outer operator measures."""
+        return self.outer.measured
+
+    def samples_noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
+        """Return what the outer operator, which knows the samples, finds in them."""
+        return self.outer.samples_noise_std(y, weights)
+
+    @property
+    def shift_invariant(self) -> bool:
+        """Whether both are."""
+        return self.outer.shift_invariant and self.inner.shift_invariant
+
+    def facts(self) -> dict[str, Any]:
+        """Return what both say."""
+        return {**self.inner.facts(), **self.outer.facts()}
+
     def _label(self) -> str:
         return f"({self.outer._label()} @ {self.inner._label()})"
+
+
+class PerCoil(LinearOperator):
+    """The same operator for each of several coils, ``(*batch, coils, *domain)`` to ``(*batch, coils, *range)``."""
+
+    def __init__(self, operator: LinearOperator, coils: int) -> None:
+        domain, data = operator.domain_shape, operator.range_shape
+        super().__init__((coils, *domain), (coils, *data), is_complex=operator.is_complex)
+        self.operator = operator
+        self.image_unit = operator.image_unit
+        self._coil_axis = coils
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.operator._forward(x)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self.operator._adjoint(y)
+
+    @property
+    def gram(self) -> LinearOperator:
+        """A^H A for each coil."""
+        return PerCoil(self.operator.gram, self._coil_axis)
+
+    def norm(self, *, max_iter: int = 100, rtol: float = 1e-4) -> float:
+        """Return the norm of the operator of one coil."""
+        return self.operator.norm(max_iter=max_iter, rtol=rtol)
+
+    @property
+    def measured(self) -> Tensor | None:
+        """What is measured of every coil."""
+        return self.operator.measured
+
+    def samples_noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
+        """Return the root mean square of the levels of the coils."""
+        parts = [None] * len(y) if weights is None else weights
+        levels = [self.operator.samples_noise_std(coil, part) for coil, part in zip(y, parts, strict=True)]
+        return math.sqrt(sum(level**2 for level in levels) / len(levels))
+
+    @property
+    def shift_invariant(self) -> bool:
+        """As the operator of one coil."""
+        return self.operator.shift_invariant
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the operator of one coil says."""
+        return self.operator.facts()
+
+    def _label(self) -> str:
+        return f"PerCoil({self.operator._label()})"
 
 
 class Sum(LinearOperator):
@@ -324,13 +442,13 @@ class Sum(LinearOperator):
             raise GeometryError(f"cannot add {first!r} and {second!r}: both must map between the same spaces")
         super().__init__(first.domain_shape, first.range_shape, is_complex=first.is_complex)
         self.first, self.second = first, second
-        self.physical = first.physical or second.physical
+        self.image_unit = first.image_unit or second.image_unit
 
-    def _matvec(self, x: Tensor) -> Tensor:
-        return self.first._matvec(x) + self.second._matvec(x)
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.first._forward(x) + self.second._forward(x)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
-        return self.first._rmatvec(y) + self.second._rmatvec(y)
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self.first._adjoint(y) + self.second._adjoint(y)
 
     @property
     def H(self) -> LinearOperator:  # noqa: N802
@@ -352,14 +470,14 @@ class Scaled(LinearOperator):
             raise ConfigError(f"cannot scale the real operator {operator!r} by {factor}: use a real factor")
         super().__init__(operator.domain_shape, operator.range_shape, is_complex=operator.is_complex)
         self.operator = operator
-        self.physical = operator.physical
+        self.image_unit = operator.image_unit
         self.factor: complex = value if value.imag else value.real
 
-    def _matvec(self, x: Tensor) -> Tensor:
-        return self.factor * self.operator._matvec(x)
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.operator._forward(x)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
-        return self.factor.conjugate() * self.operator._rmatvec(y)
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self.factor.conjugate() * self.operator._adjoint(y)
 
     @property
     def H(self) -> LinearOperator:  # noqa: N802
@@ -375,19 +493,42 @@ class Scaled(LinearOperator):
         """Return |s| ||A||."""
         return abs(self.factor) * self.operator.norm(max_iter=max_iter, rtol=rtol)
 
+    def start(self, y: Tensor) -> Tensor:
+        """Return the start of the operator for y / s."""
+        return self.operator.start(y / self.factor)
+
+    def pinv(self, y: Tensor, *, x0: Tensor | None = None, max_iter: int = 100, rtol: float = 1e-6) -> Tensor:
+        """Return what the operator gives for y / s."""
+        return self.operator.pinv(y / self.factor, x0=x0, max_iter=max_iter, rtol=rtol)
+
+    def prox(
+        self, x0: Tensor, y: Tensor, weight: float | Tensor, *, max_iter: int = 50, rtol: float = 1e-6
+    ) -> Tensor:
+        """Return what the operator gives for y / s and a weight divided by |s|^2; as in `LinearOperator.prox`."""
+        self._prox_arguments(x0, y, weight)
+        return self.operator.prox(x0, y / self.factor, weight / abs(self.factor) ** 2, max_iter=max_iter, rtol=rtol)
+
+    @property
+    def measured(self) -> Tensor | None:
+        """What the operator measures."""
+        return self.operator.measured
+
+    def noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
+        """Return |s| times what the operator finds in y / s."""
+        return abs(self.factor) * self.operator.noise_std(y / self.factor, weights)
+
+    @property
+    def shift_invariant(self) -> bool:
+        """As the operator."""
+        return self.operator.shift_invariant
+
+    def fourier_diagonal(self) -> FourierDiagonal:
+        """Return |s|^2 times that of the operator."""
+        return self.operator.fourier_diagonal().times(abs(self.factor) ** 2)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the operator says."""
+        return self.operator.facts()
+
     def _label(self) -> str:
         return f"{self.factor:g} * {self.operator._label()}"
-
-
-def _power_iteration(operator: LinearOperator, max_iter: int, rtol: float) -> float:
-    generator = torch.Generator().manual_seed(0)
-    dtype = torch.complex64 if operator.is_complex else torch.float32
-    x = torch.randn(operator.domain_shape, dtype=dtype, generator=generator).to(operator._device())
-    gram, value = operator.gram, 0.0
-    with torch.no_grad():
-        for _ in range(max_iter):
-            x = gram(x / torch.linalg.vector_norm(x))
-            previous, value = value, float(torch.linalg.vector_norm(x))
-            if value == 0.0 or abs(value - previous) <= rtol * value:
-                break
-    return math.sqrt(value)

@@ -58,10 +58,10 @@ class Blur(DiagonalisedOperator):
             is_complex=self.is_complex,
         )
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         return self._synthesised(self._gains(x.dtype) * self._analysed(x))
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         return self._synthesised(self._gains(y.dtype).conj() * self._analysed(y))
 
     def _gains(self, dtype: torch.dtype) -> Tensor:

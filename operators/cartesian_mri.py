@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from treg_med.errors import ConfigError, GeometryError
 from treg_med.operators.base import LinearOperator
-from treg_med.operators.masks import SamplingMask
+from treg_med.operators.fourier_diagonal import FourierDiagonal
+from treg_med.operators.masks import SamplingMask, mask_facts
+from treg_med.operators.noise import estimate_noise_std
 
 __all__ = ["CartesianGram", "CartesianMRI"]
 
@@ -116,7 +119,55 @@ class CartesianMRI(LinearOperator):
         x0, y, column = self._prox_arguments(x0, y, weight)
         return x0 + self.adjoint(y - self.forward(x0)) / (1 + column)
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    @property
+    def measured(self) -> Tensor:
+        """The mask, the same for every coil."""
+        return self.mask
+
+    def start(self, y: Tensor) -> Tensor:
+        r"""Return the zero-filled image :math:`A^H y / \max \sum_c |S_c|^2`."""
+        zero_filled = self.adjoint(y)
+        if self.sensitivity_maps is None:
+            return zero_filled
+        maps = self.sensitivity_maps
+        largest = self._cached("largest", lambda: float(torch.linalg.vector_norm(maps, dim=0).max()))
+        return zero_filled / largest**2
+
+    def noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
+        """Estimate the noise, from the samples alone where one coil of unit modulus explains all data."""
+        return self.samples_noise_std(y, weights) if self._unit_coil else super().noise_std(y, weights)
+
+    def samples_noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
+        """Estimate the noise from the highest sampled frequencies (see `estimate_noise_std`)."""
+        return estimate_noise_std(y if weights is None else y * weights.sqrt(), self.mask)
+
+    def fourier_diagonal(self) -> FourierDiagonal:
+        r"""Return the share of every frequency that the coils bring into the sampled set.
+
+        .. math:: d(k) = \sum_c \sum_q |\hat S_c(q)|^2 M(k + q)
+
+        One coil of sensitivity one gives the mask, and its normal operator has no other entries.
+
+        Koolstra et al.: Accelerating compressed sensing in parallel imaging reconstructions using an efficient
+        circulant preconditioner for Cartesian trajectories, Magn. Reson. Med. 81 (2019) 670.
+        """
+        sampled = torch.fft.ifftshift(self.mask.float())
+        if self.sensitivity_maps is None:
+            return FourierDiagonal(sampled, exact=True)
+        maps = self.sensitivity_maps.to(torch.complex64)
+        power = torch.fft.fft2(maps).abs().square().sum(0) / self.mask.numel() ** 2
+        correlation = torch.fft.ifft2(torch.fft.fft2(power).conj() * torch.fft.fft2(sampled))
+        return FourierDiagonal(correlation.real.clamp_min(0.0))
+
+    def facts(self) -> dict[str, Any]:
+        """Return coils, acceleration and the mask: its size, samples, hash, and columns where these are whole."""
+        return {
+            "coils": self.n_coils,
+            "acceleration": self.acceleration,
+            "mask": self._cached("mask facts", lambda: mask_facts(self.mask)),
+        }
+
+    def _forward(self, x: Tensor) -> Tensor:
         shifted = self._shifted_images(x)
         kspace = _empty(shifted, (shifted.shape[0], *self.range_shape))
         n_images, n_coils = self._block_size(shifted)
@@ -127,7 +178,7 @@ class CartesianMRI(LinearOperator):
                 torch.bitwise_and(_words(torch.fft.fft2(maps * images)), mask_words, out=words)
         return kspace.reshape(*x.shape[:-2], *self.range_shape)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         kspace = y.resolve_conj().resolve_neg().reshape(math.prod(y.shape[:-3]), *self.range_shape)
         total = y.new_zeros(kspace.shape[0], 1, *self.domain_shape)
         n_images, n_coils = self._block_size(total)
@@ -222,10 +273,10 @@ class CartesianGram(LinearOperator):
         super().__init__(operator.domain_shape, operator.domain_shape, is_complex=True)
         self.operator = operator
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         return self.operator._normal(x)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         return self.operator._normal(y)
 
     @property

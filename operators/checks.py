@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from collections.abc import Callable, Iterator
@@ -186,6 +187,8 @@ def _measurements(probe: _Probe) -> Iterator[tuple[str, Callable[[], float]]]:
     yield "input untouched", lambda: _input_untouched(probe)
     yield "wrong shape refused", lambda: _wrong_shape(probe)
     yield "pickle", lambda: _pickle(probe)
+    yield "norm above zero", lambda: _norm(probe)
+    yield "answers", lambda: _answers(probe)
 
 
 def _run(name: str, measure: Callable[[], float], bound: float) -> OperatorCheck:
@@ -328,3 +331,32 @@ def _pickle(probe: _Probe) -> float:
     return max(
         _difference(copy(x), probe.operator(x)), _difference(copy.adjoint(y), probe.operator.adjoint(y))
     )
+
+
+def _norm(probe: _Probe) -> float:
+    """Return by how much an image is amplified beyond the norm that the operator states."""
+    stated, images = probe.operator.norm(), probe.image(4)
+    if not (math.isfinite(stated) and stated > 0):
+        return math.inf
+    gains = probe.operator(images).flatten(1).norm(dim=1) / images.flatten(1).norm(dim=1)
+    return max(0.0, float(gains.max()) / (1.01 * stated) - 1)
+
+
+def _answers(probe: _Probe) -> float:
+    """Return zero if what the operator says of a measurement has the right shape and is JSON; raise if not."""
+    operator, y = probe.operator, probe.data()
+    if operator.measured is not None:
+        y = y * torch.broadcast_to(operator.measured, operator.range_shape)
+    if operator.start(y).shape != operator.domain_shape:
+        raise GeometryError(f"start gives an image {tuple(operator.start(y).shape)}, not {operator.domain_shape}")
+    if not 0 < operator.n_measured() <= math.prod(operator.range_shape):
+        raise GeometryError(f"{operator.n_measured()} samples are measured of {math.prod(operator.range_shape)}")
+    diagonal = operator.fourier_diagonal().values
+    if diagonal.shape != operator.domain_shape or not bool((diagonal >= 0).all()):
+        raise GeometryError("fourier_diagonal is not a field of numbers >= 0 of the shape of an image")
+    json.dumps(operator.facts(), allow_nan=False)
+    try:
+        level = float(operator.noise_std(y))
+    except NumericsError:
+        return 0.0  # too few samples to tell
+    return 0.0 if math.isfinite(level) and level >= 0 else math.inf

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from treg_med.errors import GeometryError
-from treg_med.operators.base import LinearOperator
 from treg_med.operators.cone_joseph import ConeJoseph
 from treg_med.operators.contract import _checked_shape
+from treg_med.operators.ct_angles import arc_degrees
+from treg_med.operators.ct_missing import missing_views
 from treg_med.operators.ct_rays import FanRays, checked_length, image_axes
+from treg_med.operators.projector import Projector
 
 __all__ = ["ConeBeam", "ConeBeamCT"]
 
@@ -59,7 +61,7 @@ class ConeBeam:
         return replace(self, fan=self.fan.subset(views))
 
 
-class ConeBeamCT(LinearOperator):
+class ConeBeamCT(Projector):
     r"""Line integrals along the rays of a cone, ``(*batch, D, H, W)`` in 1/mm to ``(*batch, views, rows, columns)``.
 
     In the plane of the source the rays are those of `FanBeamCT` with a flat detector; row r lies :math:`z = (r - r_c)
@@ -92,7 +94,6 @@ class ConeBeamCT(LinearOperator):
     Projector: Joseph, IEEE Trans. Med. Imaging 1 (1982) 192, bilinear across the rays.
     """
 
-    physical = True
     angles: Tensor
 
     def __init__(
@@ -139,11 +140,27 @@ class ConeBeamCT(LinearOperator):
         self._projector = ConeJoseph(shape, beam, voxel_size=self.voxel_size)
         self.register_buffer("angles", fan.angles.clone())
 
-    def _matvec(self, x: Tensor) -> Tensor:
-        return self._projector._matvec(x)
+    def _forward(self, x: Tensor) -> Tensor:
+        return self._projector._forward(x)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
-        return self._projector._rmatvec(y)
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._projector._adjoint(y)
+
+    def facts(self) -> dict[str, Any]:
+        """Return beam, views, arc, lengths, and in words what the plane of the source lacks."""
+        fan, voxel = self.beam.fan, self.voxel_size
+        height, width = self.domain_shape[1:]
+        return {
+            **fan.facts(),
+            "beam": "cone",
+            "views": fan.views,
+            "bins": [self.beam.rows, fan.n_bins],
+            "arc_deg": arc_degrees(fan.angles),
+            "missing": missing_views(fan.angles, fan.opening, voxel, height * voxel, width * voxel),
+            "centre": [self.beam.row_centre, fan.axis],
+            "voxel_size_mm": voxel,
+            "bin_size_mm": [self.beam.row_size, fan.bin_size],
+        }
 
     @property
     def views(self) -> int:

@@ -40,7 +40,7 @@ class ConeJoseph(LinearOperator):
         self.beam, self.voxel_size = beam, voxel_size
         self._fan = JosephProjector((volume_shape[1], volume_shape[2]), beam.fan, pixel_size=voxel_size)
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, *self.domain_shape)
         y = flat.new_zeros(len(flat), *self.range_shape)
         depth = self.domain_shape[0]
@@ -66,7 +66,7 @@ class ConeJoseph(LinearOperator):
                     y[item, view][:, columns] += total.mT * self._gain(group, view, columns, x).mT
         return y.reshape(*x.shape[:-3], *self.range_shape)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         flat = y.reshape(-1, *self.range_shape)
         x = flat.new_zeros(len(flat), *self.domain_shape)
         for item, projections in enumerate(flat):

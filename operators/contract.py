@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from treg_med.errors import ConfigError, GeometryError
+from treg_med.operators.noise import white_noise_std
 
 __all__ = ["Operator", "align_batches", "broadcast_batch", "checked_image_shape", "checked_matrix"]
 
@@ -37,11 +39,19 @@ class Operator(torch.nn.Module, metaclass=_ImmutableAfterInit):
     is_complex
         True for complex64/128 operators (real input is promoted), False for float32/64 operators.
 
+    Attributes
+    ----------
+    image_unit
+        ``"1/mm"`` where the image is an attenuation, which has no values below zero; empty where its level is that of
+        the data.
+
     Raises
     ------
     GeometryError
         If a shape has no axis or a length below 1.
     """
+
+    image_unit: str = ""
 
     def __init__(
         self, domain_shape: tuple[int, ...], range_shape: tuple[int, ...], *, is_complex: bool
@@ -66,6 +76,61 @@ class Operator(torch.nn.Module, metaclass=_ImmutableAfterInit):
     def is_complex(self) -> bool:
         """Whether the operator acts on complex tensors."""
         return self._is_complex
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether A(c x) = c A(x) for every c > 0, so that measurements may be rescaled."""
+        return True
+
+    def norm(self) -> float:
+        """Return the largest gain, ``||A x - A x'|| / ||x - x'||``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement norm")
+
+    @property
+    def measured(self) -> Tensor | None:
+        """Which samples are measured: bool, broadcastable to ``range_shape``; None: all of them."""
+        return None
+
+    def n_measured(self, weights: Tensor | None = None) -> int:
+        """Return the number of samples of one measurement that were measured, and have a weight above zero."""
+        seen = self.measured
+        if weights is None:
+            if seen is None:
+                return math.prod(self.range_shape)
+            return int(self._cached("n_measured", lambda: torch.count_nonzero(seen.expand(self.range_shape))))
+        return int(torch.count_nonzero(weights > 0 if seen is None else (weights > 0) & seen))
+
+    def noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
+        """Return `samples_noise_std`, as long as nothing better is known of the noise."""
+        return self.samples_noise_std(y, weights)
+
+    def samples_noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
+        """Estimate the noise level of one measurement from its samples alone: Var(y_i) = noise_std^2 / w_i.
+
+        Differences of neighbouring samples keep the noise and little of what is smooth along the last axes. An operator
+        whose samples are no image says better (the highest frequencies of a Fourier transform).
+
+        Parameters
+        ----------
+        y
+            Without a batch; complex samples have E|n|^2 = noise_std^2 / w.
+        weights
+            w, ``range_shape``; None is one for all.
+
+        Raises
+        ------
+        NumericsError
+            If too few neighbouring samples were measured.
+        """
+        seen = self.measured
+        if weights is not None:
+            y = y * weights.sqrt()
+            seen = weights > 0 if seen is None else (weights > 0) & seen
+        return white_noise_std(y, seen)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what belongs beside a result, as JSON holds it: coils, acceleration, views, arc."""
+        return {}
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse changes after construction (train/eval mode excepted: it alters nothing)."""

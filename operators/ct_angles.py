@@ -9,7 +9,7 @@ from torch import Tensor
 
 from treg_med.errors import ConfigError, GeometryError
 
-__all__ = ["angles_from_file", "checked_angles", "checked_arc"]
+__all__ = ["angles_from_file", "arc_degrees", "checked_angles", "checked_arc"]
 
 _TURN = 2 * math.pi
 # Room for a view that repeats the first one and for rounding.
@@ -180,3 +180,12 @@ def _detected(values: Tensor, text: str) -> tuple[str, str]:
     if len(values) > 2 and bool((values == values.round()).all()):
         return "deg", "they are whole numbers"
     return "rad", "they lie within one turn"
+
+
+def arc_degrees(angles: Tensor) -> float:
+    """Return the arc that views at these angles (rad) stand for: from the first to the last and one step more."""
+    if angles.numel() < 2:
+        return 0.0
+    ordered = angles.double().sort().values
+    step = float((ordered[1:] - ordered[:-1]).median())
+    return min(360.0, math.degrees(float(ordered[-1] - ordered[0]) + step))

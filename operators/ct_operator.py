@@ -13,12 +13,15 @@ from torch import Tensor
 from treg_med.errors import GeometryError
 from treg_med.operators.base import LinearOperator
 from treg_med.operators.contract import checked_image_shape
+from treg_med.operators.ct_angles import arc_degrees
+from treg_med.operators.ct_missing import missing_views
 from treg_med.operators.ct_rays import Rays, checked_length
+from treg_med.operators.projector import Projector
 
 __all__ = ["CTOperator"]
 
 
-class CTOperator(LinearOperator):
+class CTOperator(Projector):
     """Line integrals p = integral of mu dl of an image mu in 1/mm, ``(*batch, H, W)`` to ``(*batch, views, bins)``.
 
     Pixel (i, j) lies at x = (j - (W - 1) / 2) ``pixel_size`` to the right and y = ((H - 1) / 2 - i) ``pixel_size`` up,
@@ -32,7 +35,6 @@ class CTOperator(LinearOperator):
         ``(H, W)`` and the side of a pixel in mm.
     """
 
-    physical = True
     angles: Tensor
 
     def __init__(self, image_shape: tuple[int, int], rays: Rays, projector: LinearOperator, pixel_size: float) -> None:
@@ -41,11 +43,26 @@ class CTOperator(LinearOperator):
         self._projector = projector
         self.register_buffer("angles", rays.angles.clone())
 
-    def _matvec(self, x: Tensor) -> Tensor:
-        return _one_by_one(self._projector._matvec, x)
+    def _forward(self, x: Tensor) -> Tensor:
+        return _one_by_one(self._projector._forward, x)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
-        return _one_by_one(self._projector._rmatvec, y)
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return _one_by_one(self._projector._adjoint, y)
+
+    def facts(self) -> dict[str, Any]:
+        """Return beam, views, arc, lengths, and in words what is not measured."""
+        rays, pixel = self.rays, self.pixel_size
+        height, width = self.domain_shape
+        return {
+            **rays.facts(),
+            "views": rays.views,
+            "bins": rays.n_bins,
+            "arc_deg": arc_degrees(rays.angles),
+            "missing": missing_views(rays.angles, rays.opening, pixel, height * pixel, width * pixel),
+            "centre": float(rays.axis),
+            "pixel_size_mm": pixel,
+            "bin_size_mm": rays.bin_size,
+        }
 
     @property
     def image_shape(self) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -74,6 +74,16 @@ class Rays(ABC):
         return abs(float(self.angles[-1]) - float(self.angles[0])) * self.views / (self.views - 1)
 
     @property
+    def opening(self) -> float:
+        """Angle in rad between the outermost rays of a view."""
+        return 0.0
+
+    @property
+    def magnification(self) -> float:
+        """Size on the detector of one mm at the rotation axis."""
+        return 1.0
+
+    @property
     def axis(self) -> float:
         """Bin that the ray through the rotation axis hits."""
         return (self.n_bins - 1) / 2 if self.centre is None else self.centre
@@ -105,6 +115,10 @@ class Rays(ABC):
     @abstractmethod
     def describe(self) -> str:
         """Return the beam in a few words."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the beam for a record of where data come from."""
+        return {"beam": "parallel"}
 
     def check_image(self, radius: float) -> None:  # noqa: B027 - a parallel beam sees any image
         """Refuse an image of a radius in mm that the beam cannot pass."""
@@ -179,6 +193,20 @@ class FanRays(Rays):
         r""":math:`\gamma` of the bins in rad, float64 ``(n_bins,)``."""
         turned = self.detector / self.source_detector
         return turned.atan() if self.shape == "flat" else turned
+
+    @property
+    def opening(self) -> float:
+        """Angle in rad between the outermost rays of a view."""
+        return float(self.fan_angles.max() - self.fan_angles.min())
+
+    def facts(self) -> dict[str, Any]:
+        """Return the beam for a record of where data come from."""
+        return {
+            "beam": "fan",
+            "source_origin_mm": self.source_origin,
+            "origin_detector_mm": self.origin_detector,
+            "detector": self.shape,
+        }
 
     def lines(self) -> tuple[Tensor, Tensor]:
         """Return angle and distance of every ray."""

@@ -13,6 +13,7 @@ from treg_med.operators.attenuation import MU_WATER
 from treg_med.operators.cone_beam import ConeBeamCT
 from treg_med.operators.counts import LogData, log_transform, simulate_counts
 from treg_med.operators.ct_angles import checked_arc
+from treg_med.operators.ct_missing import missing_wedge, repeats_first, undersampled
 from treg_med.operators.ct_operator import CTOperator
 from treg_med.operators.ct_rays import FanRays
 
@@ -111,22 +112,11 @@ def sparse_view(operator: AnyCT, views: int) -> Scenario:
         If the scan does not have so many views.
     """
     angles = _angles(operator)
-    total = len(angles) - _repeats_first(angles)
+    total = len(angles) - repeats_first(angles)
     if isinstance(views, bool) or not isinstance(views, int) or not 1 <= views <= total:
         raise ConfigError(f"expected 1 to {total} views, those of the scan, got {views!r}")
     kept = torch.arange(views) * total // views
-    if views == 1:
-        missing = "1 view: nothing is known of the place of any detail along its rays"
-    else:
-        step = float(angles[kept].diff().abs().max())
-        pixel, height, width = _extent(operator)
-        resolved = pixel / step
-        missing = (
-            f"views every {math.degrees(step):.1f} degrees: detail of a pixel ({pixel:.3g} mm) beyond "
-            f"{resolved:.3g} mm from the axis is undersampled"
-        )
-        if resolved >= math.hypot(width, height) / 2:
-            missing = f"views every {math.degrees(step):.2g} degrees: nothing is undersampled within the image"
+    missing = undersampled(angles[kept], *_extent(operator))
     return _scenario("sparse view", operator, kept, None, missing)
 
 
@@ -157,7 +147,7 @@ def limited_angle(operator: AnyCT, arc: float, start: float = 0.0) -> Scenario:
     for period in (2 * math.pi,) if _fan(operator) else (2 * math.pi, math.pi):
         beyond = (angles - start + _SAME_ANGLE).remainder(period) - _SAME_ANGLE
         inside = beyond <= arc + _SAME_ANGLE
-        if _repeats_first(angles):
+        if repeats_first(angles):
             inside[-1] &= not bool(inside[0])
         kept = inside.nonzero()[:, 0]
         measured = float(beyond[kept].max() - beyond[kept].min()) if len(kept) else -1.0
@@ -170,7 +160,9 @@ def limited_angle(operator: AnyCT, arc: float, start: float = 0.0) -> Scenario:
             f"{math.degrees(float(angles.max())):.4g} degrees; choose an arc (in rad) that was measured"
         )
     first = start + float(beyond[kept].min())
-    return _scenario("limited angle", operator, kept, None, _missing_wedge(operator, first, measured, step))
+    rays = _fan(operator)
+    missing = missing_wedge(first, measured, step, rays.opening if rays else 0.0)
+    return _scenario("limited angle", operator, kept, None, missing)
 
 
 def low_dose(operator: AnyCT, i0: float) -> Scenario:
@@ -207,26 +199,6 @@ def _scenario(name: str, operator: AnyCT, kept: Tensor, i0: float | None, missin
     return Scenario(name, part, kept, i0, missing, whole)
 
 
-def _missing_wedge(operator: AnyCT, first: float, measured: float, step: float) -> str:
-    rays = _fan(operator)
-    opening = float(rays.fan_angles.max() - rays.fan_angles.min()) if rays else 0.0
-    lacking = math.pi - measured
-    if lacking > 1.5 * step:
-        low = math.degrees(first + measured) % 180
-        high = low + math.degrees(lacking)
-        where = "at the axis " if opening else ""
-        return (
-            f"missing wedge of {math.degrees(lacking):.4g} degrees between {low:.4g} and {high:.4g} degrees {where}"
-            "(from x to the right, counter-clockwise, modulo 180): edges with normals in it are not measured"
-        )
-    if lacking + opening > 1.5 * step:
-        return (
-            f"missing {math.degrees(lacking + opening):.3g} degrees of a short scan (180 degrees and the "
-            f"{math.degrees(opening):.3g} of the fan): away from the axis some directions are not measured"
-        )
-    return "no direction is missing"
-
-
 def _fan(operator: AnyCT) -> FanRays | None:
     """Return the rays of a beam that spreads, None for a parallel one."""
     rays = operator.beam.fan if isinstance(operator, ConeBeamCT) else operator.rays
@@ -242,7 +214,3 @@ def _extent(operator: AnyCT) -> tuple[float, float, float]:
 
 def _angles(operator: AnyCT) -> Tensor:
     return torch.as_tensor(operator.angles, dtype=torch.float64).cpu()
-
-
-def _repeats_first(angles: Tensor) -> bool:
-    return len(angles) > 1 and abs(abs(float(angles[-1] - angles[0])) - 2 * math.pi) < _SAME_ANGLE

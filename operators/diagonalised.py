@@ -16,8 +16,8 @@ class DiagonalisedOperator(LinearOperator):
 
     A^H (A A^H + w)^+ = V [conj(D) / (|D|^2 + w)] U^H
 
-    A subclass writes ``_gains`` (D), ``_analysed`` (U^H y) and ``_synthesised`` (V z) besides ``_matvec`` and
-    ``_rmatvec``. The columns of U and V are orthonormal, or orthogonal with norms whose product is 1 (an
+    A subclass writes ``_gains`` (D), ``_analysed`` (U^H y) and ``_synthesised`` (V z) besides ``_forward`` and
+    ``_adjoint``. The columns of U and V are orthonormal, or orthogonal with norms whose product is 1 (an
     unnormalised DFT and its inverse).
     """
 

@@ -106,14 +106,14 @@ class FourierSlice(LinearOperator):
         turns = away + f * self._centre
         return torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, *self.domain_shape)
         y = flat.new_empty(len(flat), *self.range_shape)
         for views, profiles in self.forward_blocks(flat):
             y[:, views] = profiles
         return y.reshape(*x.shape[:-2], *self.range_shape)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         flat = y.reshape(-1, *self.range_shape)
         image = self.adjoint_blocks(lambda views: flat[:, views], len(flat), flat)
         return image.reshape(*y.shape[:-2], *self.domain_shape)
@@ -123,7 +123,7 @@ class FourierSlice(LinearOperator):
         flat = y.reshape(-1, *self.range_shape)
         key = ("centring", y.dtype, y.device)
         phase: Tensor = self._cached(key, lambda: (self._centring() / self._period).to(torch.complex64))
-        image = self._adjoint(lambda views: flat[:, views], len(flat), flat, phase)
+        image = self._gridded(lambda views: flat[:, views], len(flat), flat, phase)
         return image.reshape(*y.shape[:-2], *self.domain_shape)
 
     @property
@@ -136,7 +136,7 @@ class FourierSlice(LinearOperator):
         if self._planned is None:
             blocks = self._transform.forward_blocks(x)
         else:
-            values = self._planned._matvec(torch.complex(x, torch.zeros_like(x)))
+            values = self._planned._forward(torch.complex(x, torch.zeros_like(x)))
             blocks = iter([(self.view_blocks[0], values.unflatten(-1, self._factor.shape))])
         for views, values in blocks:
             values *= self._factor[views].to(values.dtype)
@@ -144,15 +144,15 @@ class FourierSlice(LinearOperator):
 
     def adjoint_blocks(self, profiles: Callable[[slice], Tensor], count: int, like: Tensor) -> Tensor:
         """Return images ``(count, H, W)`` from a function that gives the profiles of a block of views."""
-        return self._adjoint(profiles, count, like, self._factor)
+        return self._gridded(profiles, count, like, self._factor)
 
-    def _adjoint(self, profiles: Callable[[slice], Tensor], count: int, like: Tensor, factor: Tensor) -> Tensor:
+    def _gridded(self, profiles: Callable[[slice], Tensor], count: int, like: Tensor, factor: Tensor) -> Tensor:
         def spectrum(views: slice) -> Tensor:
             values = self._from_bins(profiles(views))
             return values.mul_(factor[views].to(values.dtype).conj())
 
         if self._planned is not None:
-            return self._planned._rmatvec(spectrum(self.view_blocks[0]).flatten(-2)).real.contiguous()
+            return self._planned._adjoint(spectrum(self.view_blocks[0]).flatten(-2)).real.contiguous()
         blocks = ((views, spectrum(views)) for views in self.view_blocks)
         return self._transform.adjoint_blocks(blocks, count, like)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from treg_med.errors import ConfigError, GeometryError
 from treg_med.operators.base import LinearOperator
 from treg_med.operators.contract import checked_image_shape
 from treg_med.operators.diagonalised import DiagonalisedOperator
+from treg_med.operators.masks import mask_facts
 
 __all__ = ["Inpainting", "box_mask", "random_pixel_mask"]
 
@@ -42,6 +45,15 @@ class Inpainting(DiagonalisedOperator):
         self.register_buffer("mask", pattern, persistent=False)
 
     @property
+    def measured(self) -> Tensor:
+        """The mask."""
+        return self.mask
+
+    def facts(self) -> dict[str, Any]:
+        """Return the mask: its size, samples and hash."""
+        return {"mask": self._cached("mask facts", lambda: mask_facts(self.mask))}
+
+    @property
     def H(self) -> LinearOperator:  # noqa: N802
         """The operator itself."""
         return self
@@ -51,12 +63,12 @@ class Inpainting(DiagonalisedOperator):
         """The operator itself: a projection."""
         return self
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         # A product would leave -0 and NaN where nothing is measured.
         return x.masked_fill(~self.mask, 0)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
-        return self._matvec(y)
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._forward(y)
 
     def _gains(self, dtype: torch.dtype) -> Tensor:
         return self.mask.to(dtype.to_real())

@@ -67,7 +67,7 @@ class JosephProjector(LinearOperator):
         # So that the device of the operator is known.
         self.register_buffer("_device_of", torch.zeros(()))
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, *self.domain_shape)
         y = flat.new_zeros(len(flat), *self.range_shape)
         for group in self.groups(x):
@@ -84,7 +84,7 @@ class JosephProjector(LinearOperator):
                     y[item, view] += group.gain[view] * torch.addcmul(value, step, position).sum(-1)
         return y.reshape(*x.shape[:-2], *self.range_shape)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         flat = y.reshape(-1, *self.range_shape)
         image = flat.new_zeros(len(flat), *self.domain_shape)
         for group in self.groups(y):

@@ -6,8 +6,10 @@ counts everything, the fully sampled centre included: about ``H W / acceleration
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ __all__ = [
     "equispaced_mask",
     "gaussian_mask_1d",
     "gaussian_mask_2d",
+    "mask_facts",
     "poisson_disc_mask",
     "radial_mask",
     "random_mask",
@@ -380,3 +383,16 @@ def _weighted_choice(log_weight: Tensor, count: int, generator: torch.Generator)
     ).cpu()
     gumbel = -torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16)))
     return (log_weight + gumbel).topk(count).indices
+
+
+def mask_facts(mask: Tensor) -> dict[str, Any]:
+    """Return what identifies a mask ``(H, W)``: its shape, samples, SHA-256, and the columns where these are whole."""
+    pattern = (mask != 0).cpu().contiguous()
+    facts: dict[str, Any] = {
+        "shape": list(pattern.shape),
+        "sampled": int(pattern.sum()),
+        "sha256": hashlib.sha256(pattern.to(torch.uint8).numpy().tobytes()).hexdigest(),
+    }
+    if bool((pattern == pattern[:1]).all()):
+        facts["columns"] = pattern[0].nonzero().flatten().tolist()
+    return facts

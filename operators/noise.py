@@ -9,7 +9,14 @@ from torch import Tensor
 
 from treg_med.errors import ConfigError, GeometryError, NumericsError
 
-__all__ = ["complex_gaussian_noise", "estimate_noise_std", "estimate_real_noise_std", "gaussian_noise"]
+__all__ = [
+    "complex_gaussian_noise",
+    "estimate_noise_std",
+    "estimate_real_noise_std",
+    "gaussian_noise",
+    "highest_frequency_noise_std",
+    "white_noise_std",
+]
 
 # Median of |z| for a standard normal z: turns a median absolute deviation into a standard deviation.
 _MAD_OF_NORMAL = 0.6744897501960817
@@ -112,13 +119,19 @@ def estimate_noise_std(kspace: Tensor, mask: Tensor | None = None, *, fraction: 
     sampled = sampled.expand(height, width)
     rows = (torch.arange(height, device=kspace.device) - height // 2) / height
     columns = (torch.arange(width, device=kspace.device) - width // 2) / width
-    radius = (rows[:, None] ** 2 + columns[None, :] ** 2)[sampled]
+    radius = rows[:, None] ** 2 + columns[None, :] ** 2
+    return highest_frequency_noise_std(flat[:, sampled], radius[sampled], fraction=fraction)
+
+
+def highest_frequency_noise_std(samples: Tensor, radius: Tensor, *, fraction: float = 0.1) -> float:
+    """Estimate the noise level of Fourier samples ``(coils, M)`` from those of the largest radius ``(M,)``.
+
+    As `estimate_noise_std`, of which it is the part that knows no grid.
+    """
     count = min(radius.numel(), max(_FEWEST_SAMPLES, math.ceil(fraction * radius.numel())))
     if count < _FEWEST_SAMPLES:
-        raise NumericsError(
-            f"{count} sampled positions are too few to estimate noise; pass noise_std yourself"
-        )
-    values = flat[:, sampled][:, radius.topk(count).indices]
+        raise NumericsError(f"{count} sampled positions are too few to estimate noise; pass noise_std yourself")
+    values = samples[:, radius.topk(count).indices]
     parts = torch.cat([values.real, values.imag], dim=-1).abs()
     if not bool(torch.isfinite(parts).all()):
         raise NumericsError("k-space holds NaN or Inf at its edge; clean the data before estimating noise")
@@ -138,6 +151,37 @@ def estimate_real_noise_std(data: Tensor) -> float:
     -----
     Donoho, Johnstone: Ideal spatial adaptation by wavelet shrinkage, Biometrika 81 (1994) 425.
     """
-    rows = data[..., 1:, :] - data[..., :-1, :]
-    finest = (rows[..., 1:] - rows[..., :-1]) / 2
-    return float(finest[finest != 0].abs().median()) / _MAD_OF_NORMAL
+    return white_noise_std(data)
+
+
+def white_noise_std(data: Tensor, measured: Tensor | None = None) -> float:
+    """Return the level s of white noise, E|n|^2 = s^2 per sample, from differences of neighbours.
+
+    The finest Haar coefficients of the last two axes; of pairs along one axis where there is only one, or where too few
+    blocks of four were measured.
+
+    Parameters
+    ----------
+    data
+        ``(*batch, W)`` or ``(*batch, H, W)``, real or complex.
+    measured
+        Bool, broadcastable to the data; None: what is not zero.
+
+    Raises
+    ------
+    NumericsError
+        If there are fewer than 16 measured neighbours.
+    """
+    parts = torch.view_as_real(data.resolve_conj()).movedim(-1, 0) if data.is_complex() else data
+    seen = torch.ones_like(data, dtype=torch.bool) if measured is None else measured.to(data.device).expand(data.shape)
+    for axes in ((-2, -1), (-1,), (-2,)):
+        if data.ndim < 2 and -2 in axes:
+            continue
+        finest, known = parts, seen
+        for axis in axes:
+            finest = finest.diff(dim=axis) / math.sqrt(2)
+            known = known.unfold(axis, 2, 1).all(-1)
+        values = finest[known.expand(finest.shape) & (finest != 0)].abs()
+        if len(values) >= _FEWEST_SAMPLES:
+            return float(values.median()) / _MAD_OF_NORMAL * (math.sqrt(2) if data.is_complex() else 1.0)
+    raise NumericsError("too few neighbouring samples were measured to estimate the noise; pass noise_std yourself")

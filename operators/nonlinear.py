@@ -49,6 +49,10 @@ class NonlinearOperator(Operator):
         """Whether A(c x) = c A(x) for every c > 0."""
         return self._homogeneous
 
+    def norm(self) -> float:
+        """Return the same number as `lipschitz`."""
+        return self._lipschitz
+
     @property
     def lipschitz(self) -> float:
         """Largest ||A(x) - A(x')|| / ||x - x'||."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from treg_med.errors import ConfigError, GeometryError, ResourceError
 from treg_med.operators.base import LinearOperator
 from treg_med.operators.contract import checked_image_shape
+from treg_med.operators.noise import highest_frequency_noise_std
 
 __all__ = [
     "NonuniformFFT",
@@ -99,7 +100,21 @@ class NonuniformFFT(LinearOperator):
         inverse = [inverse_kernel_transform(n, g, width) for n, g in zip(shape, self._grid, strict=True)]
         self.register_buffer("_deapodisation", (inverse[0][:, None] * inverse[1]).float())
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    @property
+    def shift_invariant(self) -> bool:
+        """A^H A is a convolution, up to its border."""
+        return True
+
+    def samples_noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
+        """Estimate the noise from the tenth of the samples at the highest frequencies."""
+        radius = self._points.square().sum(1).to(y.device)
+        return highest_frequency_noise_std((y if weights is None else y * weights.sqrt())[None], radius)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the number of samples and the highest frequency in cycles per pixel."""
+        return {"samples": len(self._points), "highest_frequency": float(self._points.square().sum(1).max().sqrt())}
+
+    def _forward(self, x: Tensor) -> Tensor:
         batch = x.shape[:-2]
         if self.tolerance is not None:
             return self._planned(x.reshape(-1, *self.domain_shape), 2).reshape(*batch, -1)
@@ -113,7 +128,7 @@ class NonuniformFFT(LinearOperator):
         values = values.reshape(len(values), -1, 2).transpose(0, 1).contiguous()
         return torch.view_as_complex(values).reshape(*batch, -1)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         batch = y.shape[:-1]
         if self.tolerance is not None:
             return self._planned(y.reshape(-1, y.shape[-1]), 1).reshape(*batch, *self.domain_shape)

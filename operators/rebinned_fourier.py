@@ -72,7 +72,7 @@ class RebinnedFourier(LinearOperator):
             response=lambda f: 1 / kaiser_bessel_transform(f / _UPSAMPLING, _KERNEL_WIDTH, beta),
         )
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, *self.domain_shape)
         rays = flat.new_zeros(math.prod(self.range_shape), len(flat))
         blocks = self._slices.forward_blocks(flat)
@@ -80,7 +80,7 @@ class RebinnedFourier(LinearOperator):
             rays.index_add_(0, crossed, matrix @ _as_columns(profiles))
         return rays.mT.reshape(*x.shape[:-2], *self.range_shape)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         rays = _as_columns(y.reshape(-1, *self.range_shape))
         matrices = dict(zip((block.start for block in self._slices.view_blocks), self._matrices(y), strict=True))
 

@@ -70,11 +70,11 @@ class Separable(DiagonalisedOperator):
         rows, columns = self._matrices(torch.float64)
         return Separable(rows.mT @ rows, columns.mT @ columns, is_complex=self.is_complex)
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         rows, columns = self._matrices(x.dtype)
         return rows @ x @ columns.mT
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         rows, columns = self._matrices(y.dtype)
         return rows.mT @ y @ columns
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,23 +58,44 @@ class Weighted(LinearOperator):
         if not bool((values > 0).any()):
             raise ConfigError("expected at least one weight above 0, got only zeros: no sample would be left")
         self.operator = operator
-        self.physical = operator.physical
+        self.image_unit = operator.image_unit
         kept = values if values.is_floating_point() else values.float()
         self.register_buffer("weights", kept.clone())
         self.register_buffer("_roots", kept.sqrt())
 
-    def _matvec(self, x: Tensor) -> Tensor:
-        y = self.operator._matvec(x)
+    def _forward(self, x: Tensor) -> Tensor:
+        y = self.operator._forward(x)
         return y * self._roots.to(y.real.dtype)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
-        return self.operator._rmatvec(y * self._roots.to(y.real.dtype))
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self.operator._adjoint(y * self._roots.to(y.real.dtype))
 
     @property
     def gram(self) -> LinearOperator:
         """The normal operator A^H W A."""
         weights = _Diagonal(self._roots.double().square(), self.is_complex)
         return Composition(self.operator.H, Composition(weights, self.operator))
+
+    @property
+    def measured(self) -> Tensor:
+        """What the operator measures and a weight counts."""
+        seen, inner = self.weights > 0, self.operator.measured
+        return seen if inner is None else seen & inner
+
+    def noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
+        """Return the level of whitened data, that of the operator's own data with these weights."""
+        roots = self._roots.to(y.real.dtype)
+        own = self.weights if weights is None else self.weights * weights
+        return self.operator.noise_std(torch.where(roots > 0, y / roots, 0), own)
+
+    @property
+    def shift_invariant(self) -> bool:
+        """As the operator."""
+        return self.operator.shift_invariant
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the operator says."""
+        return self.operator.facts()
 
     def _label(self) -> str:
         return f"Weighted({self.operator._label()})"
@@ -87,8 +110,8 @@ class _Diagonal(LinearOperator):
         super().__init__(tuple(values.shape), tuple(values.shape), is_complex=is_complex)
         self.register_buffer("values", values)
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         return x * self.values.to(x.real.dtype)
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
-        return self._matvec(y)
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._forward(y)

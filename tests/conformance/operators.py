@@ -2,12 +2,14 @@
 
 A test module subclasses `OperatorConformance`; the cases live in `OPERATOR_CASES`. A case builds a *small*
 operator (its dense matrix is formed) and, where construction depends on the size, may give a full-size one
-that is probed instead.
+that is probed instead. With a scan, an operator of images of `SCAN_SHAPE` that measures enough to reconstruct them,
+every solver that takes it is run on it too (tests/solvers/test_every_operator.py).
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,13 +23,17 @@ from treg_med.errors import ConfigError, GeometryError
 from treg_med.operators import (
     Blur,
     CartesianMRI,
+    CoilMaps,
     ConeBeamCT,
     FanBeamCT,
+    FourierTransform,
     Identity,
     Inpainting,
     LinearOperator,
     NonuniformFFT,
     ParallelBeamCT,
+    PerCoil,
+    Sampling,
     Separable,
     SuperResolution,
     Weighted,
@@ -49,6 +55,25 @@ class OperatorCase:
     name: str
     make_small: Callable[[], LinearOperator]
     make_large: Callable[[], LinearOperator] | None = None
+    make_scan: Callable[[], LinearOperator] | None = None
+
+
+#: ``(H, W)`` of the images of the scans.
+SCAN_SHAPE = (32, 32)
+
+
+class BoxBlur(LinearOperator):
+    """An operator as a user writes one: two methods, and a norm of nine."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__(shape, shape, is_complex=False)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        rows = x + x.roll(1, -2) + x.roll(-1, -2)
+        return rows + rows.roll(1, -1) + rows.roll(-1, -1)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._forward(y)
 
 
 def _generator() -> torch.Generator:
@@ -84,7 +109,7 @@ def _parallel(shape: tuple[int, int] = (9, 8), views: int = 7, bins: int = 13, *
 
 def _fan(shape: tuple[int, int] = (9, 8), views: int = 7, bins: int = 13, **options: Any) -> FanBeamCT:
     angles = torch.arange(views) * 2 * math.pi / views + 0.1
-    radius = 2.5 * max(shape)
+    radius = 2.5 * max(shape) * options.get("pixel_size", 1.0)
     options = {"pixel_size": 1.1, "bin_size": 1.6, "centre": bins / 2 - 0.8} | options
     return FanBeamCT(shape, angles, bins, source_origin=radius, origin_detector=radius / 2, **options)
 
@@ -96,6 +121,21 @@ def _cone() -> ConeBeamCT:
     )
 
 
+def _spokes(spokes: int, samples: int) -> Tensor:
+    """Frequencies ``(spokes samples, 2)`` of a radial trajectory."""
+    along = (torch.arange(samples) - samples // 2) / samples
+    angles = torch.arange(spokes) * math.pi / spokes
+    return torch.stack([torch.outer(angles.sin(), along), torch.outer(angles.cos(), along)], -1).reshape(-1, 2)
+
+
+def _radial_coils(shape: tuple[int, int], spokes: int, coils: int) -> LinearOperator:
+    return NonuniformFFT(shape, _spokes(spokes, 2 * shape[0])) @ CoilMaps(birdcage_maps(coils, shape))
+
+
+def _views(count: int, turn: float) -> Tensor:
+    return torch.arange(count) * turn / count
+
+
 OPERATOR_CASES: list[OperatorCase] = [
     OperatorCase("identity-real", lambda: Identity((5, 6), is_complex=False)),
     OperatorCase("identity-complex", lambda: Identity((7,))),
@@ -103,6 +143,7 @@ OPERATOR_CASES: list[OperatorCase] = [
         "cartesian-single-even",
         lambda: CartesianMRI(_points(12, 16)),
         lambda: CartesianMRI(_points(96, 80)),
+        make_scan=lambda: CartesianMRI(_columns(*SCAN_SHAPE)),
     ),
     OperatorCase("cartesian-single-odd", lambda: CartesianMRI(_points(13, 11))),
     OperatorCase("cartesian-single-twice-odd", lambda: CartesianMRI(_columns(10, 14))),
@@ -110,6 +151,7 @@ OPERATOR_CASES: list[OperatorCase] = [
         "cartesian-coils-points",
         lambda: CartesianMRI(_points(11, 14), _rough_maps(3, 11, 14)),
         lambda: CartesianMRI(_points(90, 77), birdcage_maps(6, (90, 77))),
+        make_scan=lambda: CartesianMRI(_columns(*SCAN_SHAPE), 40 * birdcage_maps(4, SCAN_SHAPE)),
     ),
     OperatorCase("cartesian-coils-columns", lambda: CartesianMRI(_columns(9, 15), _rough_maps(3, 9, 15))),
     OperatorCase("cartesian-coils-rows", lambda: CartesianMRI(_columns(15, 9).T, _rough_maps(3, 9, 15))),
@@ -125,7 +167,12 @@ OPERATOR_CASES: list[OperatorCase] = [
         ),
     ),
     OperatorCase("separable-tall-and-singular", lambda: Separable(_matrix(9, 6, 6), _matrix(5, 7, 4))),
-    OperatorCase("mean-even", lambda: SuperResolution((8, 12), 4), lambda: SuperResolution((96, 160), 4)),
+    OperatorCase(
+        "mean-even",
+        lambda: SuperResolution((8, 12), 4),
+        lambda: SuperResolution((96, 160), 4),
+        make_scan=lambda: SuperResolution(SCAN_SHAPE, 2),
+    ),
     OperatorCase("mean-odd-complex", lambda: SuperResolution((9, 15), 3, is_complex=True)),
     OperatorCase(
         "bicubic-even",
@@ -137,6 +184,7 @@ OPERATOR_CASES: list[OperatorCase] = [
         "blur-gaussian",
         lambda: Blur((8, 11), gaussian_kernel(5, 0.8)),
         lambda: Blur((97, 128), gaussian_kernel(31, 2.0)),
+        make_scan=lambda: Blur(SCAN_SHAPE, gaussian_kernel(9, 1.0)),
     ),
     OperatorCase(
         "blur-motion-complex",
@@ -144,7 +192,11 @@ OPERATOR_CASES: list[OperatorCase] = [
         lambda: Blur((96, 75), motion_kernel(41, 0.5, generator=_generator()), is_complex=True),
     ),
     OperatorCase("blur-gram", lambda: Blur((7, 6), motion_kernel(5, 0.2, generator=_generator())).gram),
-    OperatorCase("inpainting-box", lambda: Inpainting(box_mask((8, 9), 4))),
+    OperatorCase(
+        "inpainting-box",
+        lambda: Inpainting(box_mask((8, 9), 4)),
+        make_scan=lambda: Inpainting(random_pixel_mask(SCAN_SHAPE, 0.5, generator=_generator())),
+    ),
     OperatorCase(
         "inpainting-pixels-complex",
         lambda: Inpainting(random_pixel_mask((9, 7), 0.6, generator=_generator()), is_complex=True),
@@ -154,17 +206,39 @@ OPERATOR_CASES: list[OperatorCase] = [
         "nonuniform-fft",
         lambda: NonuniformFFT((8, 7), torch.rand(20, 2, generator=_generator()) - 0.5),
         lambda: NonuniformFFT((90, 77), torch.rand(3000, 2, generator=_generator()) - 0.5),
+        make_scan=lambda: NonuniformFFT(SCAN_SHAPE, _spokes(40, 64)),
     ),
-    OperatorCase("parallel-fourier", _parallel, lambda: _parallel((64, 80), 30, 91)),
+    OperatorCase(
+        "parallel-fourier",
+        _parallel,
+        lambda: _parallel((64, 80), 30, 91),
+        make_scan=lambda: ParallelBeamCT(SCAN_SHAPE, _views(40, math.pi), 47, pixel_size=3.0, bin_size=3.0),
+    ),
     OperatorCase("parallel-replica", lambda: _parallel(replicas=1)),
     OperatorCase(
         "parallel-joseph", lambda: _parallel(mode="joseph"), lambda: _parallel((64, 80), 30, 91, mode="joseph")
     ),
-    OperatorCase("fan-fourier-flat", _fan, lambda: _fan((64, 80), 30, 91)),
+    OperatorCase(
+        "fan-fourier-flat",
+        _fan,
+        lambda: _fan((64, 80), 30, 91),
+        make_scan=lambda: _fan(SCAN_SHAPE, 40, 61, pixel_size=3.0, bin_size=4.0, centre=30.0),
+    ),
     OperatorCase("fan-fourier-curved-arc", lambda: _fan(detector="curved").subset(slice(2, 4))),
     OperatorCase("fan-joseph", lambda: _fan(mode="joseph"), lambda: _fan((64, 80), 30, 91, mode="joseph")),
     OperatorCase("fan-joseph-curved", lambda: _fan(mode="joseph", detector="curved")),
     OperatorCase("cone", _cone),
+    OperatorCase("box-blur", lambda: BoxBlur((7, 8)), make_scan=lambda: BoxBlur(SCAN_SHAPE)),
+    OperatorCase("coil-maps", lambda: CoilMaps(_rough_maps(3, 6, 5))),
+    OperatorCase("fourier-transform", lambda: FourierTransform((6, 9))),
+    OperatorCase("sampling", lambda: Sampling(_points(9, 8))),
+    OperatorCase("per-coil", lambda: PerCoil(NonuniformFFT((5, 6), _spokes(3, 9)), 2)),
+    OperatorCase(
+        "radial-coils",
+        lambda: _radial_coils((6, 7), 4, 3),
+        lambda: _radial_coils((48, 40), 30, 5),
+        make_scan=lambda: _radial_coils(SCAN_SHAPE, 20, 4),
+    ),
     OperatorCase("weighted-mri", lambda: Weighted(CartesianMRI(_points(8, 9)), _weights(1, 8, 9))),
     OperatorCase("weighted-parallel", lambda: Weighted(_parallel(), _weights(7, 13))),
 ]
@@ -222,11 +296,33 @@ class OperatorConformance:
     def test_norm_bounds_the_gain(self, case: OperatorCase) -> None:
         operator = case.make_small()
         x = _image(operator, 8)
-        gain = torch.linalg.vector_norm(operator(x).flatten(1), dim=1) / torch.linalg.vector_norm(
-            x.flatten(1), dim=1
-        )
+        gain = torch.linalg.vector_norm(operator(x).flatten(1), dim=1) / torch.linalg.vector_norm(x.flatten(1), dim=1)
         assert float(gain.max()) <= operator.norm() * 1.01
         assert operator.norm() == operator.norm()
+
+    def test_answers_about_a_measurement(self, case: OperatorCase) -> None:
+        operator = case.make_small()
+        seen = operator.measured
+        assert seen is None or (seen.dtype == torch.bool and bool(seen.any()))
+        everywhere = torch.ones(operator.range_shape, dtype=torch.bool)
+        assert operator.n_measured() == int((everywhere if seen is None else everywhere & seen).sum())
+        assert operator.n_measured(torch.zeros(operator.range_shape)) == 0
+        json.dumps(operator.facts(), allow_nan=False)
+        diagonal = operator.fourier_diagonal().values
+        assert diagonal.shape == operator.domain_shape and bool((diagonal >= 0).all())
+        y = operator(_image(operator, 2))
+        assert operator.start(y).shape == (2, *operator.domain_shape)
+
+    def test_answers_follow_the_units(self, case: OperatorCase) -> None:
+        """What is said of a scan in other units is the same in those units."""
+        if case.make_scan is None:
+            pytest.skip("the case has no scan")
+        operator = case.make_scan()
+        other = 250.0 * operator
+        y = operator(_image(operator).abs()) + torch.randn(operator.range_shape, generator=_generator())
+        torch.testing.assert_close(other.start(250 * y), operator.start(y), rtol=1e-3, atol=1e-4)
+        assert other.noise_std(250 * y) == pytest.approx(250 * operator.noise_std(y), rel=1e-3)
+        assert (other.image_unit, other.facts()) == (operator.image_unit, operator.facts())
 
     def test_adjoint_of_adjoint_is_the_operator(self, case: OperatorCase) -> None:
         operator = case.make_small()

@@ -49,7 +49,7 @@ class SolverCase:
         return get_solver(self.name, **self.settings)
 
 
-def _phantom() -> Tensor:
+def phantom() -> Tensor:
     """Disc with an inset and a smooth phase, maximum one."""
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, SHAPE[0]), torch.linspace(-1, 1, SHAPE[1]), indexing="ij")
     magnitude = 0.6 * (rows.square() + columns.square() < 0.6) + 0.4 * ((rows - 0.2).abs() + columns.abs() < 0.35)
@@ -62,7 +62,7 @@ def gaussian_prior() -> GaussianPrior:
     index = torch.arange(SHAPE[0], dtype=torch.float32)
     points = torch.stack(torch.meshgrid(index, index, indexing="ij"), -1).reshape(-1, 2)
     covariance = 0.3**2 * torch.exp(-torch.cdist(points, points) / 4) + 1e-4 * torch.eye(len(points))
-    return GaussianPrior({"": 2 * _phantom().abs() - 1}, covariance)
+    return GaussianPrior({"": 2 * phantom().abs() - 1}, covariance)
 
 
 @cache
@@ -71,9 +71,9 @@ def measurement(coils: int = 4) -> Measurement:
     generator = torch.Generator().manual_seed(3)
     mask = random_mask(SHAPE, 2.0, 0.2, generator=generator).mask
     operator = CartesianMRI(mask, birdcage_maps(coils, SHAPE) if coils > 1 else None)
-    clean = operator(_phantom())
+    clean = operator(phantom())
     y = clean + complex_gaussian_noise(tuple(clean.shape), NOISE, generator) * operator.mask
-    return Measurement(y=y, operator=operator, noise_std=NOISE, target=_phantom())
+    return Measurement(y=y, operator=operator, noise_std=NOISE, target=phantom())
 
 
 @cache
@@ -82,7 +82,7 @@ def ct_measurement() -> Measurement:
     generator = torch.Generator().manual_seed(4)
     angles = torch.arange(20, dtype=torch.float64) * math.pi / 20
     operator = ParallelBeamCT(SHAPE, angles, 47, pixel_size=3.0, bin_size=3.0)
-    image = 2 * MU_WATER * _phantom().abs()
+    image = 2 * MU_WATER * phantom().abs()
     counts = torch.poisson(PHOTONS * torch.exp(-operator(image)), generator=generator).clamp_min(1)
     return Measurement(
         y=-torch.log(counts / PHOTONS),
@@ -226,7 +226,7 @@ def check_identity(case: SolverCase) -> None:
     """With A = 1 and no noise the data come back, to the fraction of them that stands for no noise."""
     if not case.identity:
         pytest.skip("the method knows one kind of operator")
-    image = _phantom().abs()
+    image = phantom().abs()
     operator = Inpainting(torch.ones(SHAPE, dtype=torch.bool))
     rec = _run(case, Measurement(y=operator(image), operator=operator, noise_std=0.0))
     assert any("noise_std is below" in message for message in rec.warnings)

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from treg_med.data.ct_views import ScannedViews, ViewSelection, arc_degrees
+from treg_med.data.ct_views import ScannedViews, ViewSelection
 from treg_med.errors import ConfigError, GeometryError
+from treg_med.operators.ct_angles import arc_degrees
 
 FULL = torch.arange(0, 360, 0.5).double()
 

@@ -20,10 +20,10 @@ class MatrixOperator(LinearOperator):
         self.register_buffer("a", forward)
         self.register_buffer("b", adjoint)
 
-    def _matvec(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         return (self.a.to(x.dtype) @ x[..., None])[..., 0]
 
-    def _rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         return (self.b.to(y.dtype) @ y[..., None])[..., 0]
 
 
@@ -68,7 +68,7 @@ def test_correct_operator_passes_and_the_report_reads_well() -> None:
 
 @pytest.mark.parametrize("error", [1e-5, 1e-2])
 def test_slightly_scaled_adjoint_is_caught(error: float) -> None:
-    operator = _spoiled(lambda _, x: x * (1 + error), "_rmatvec")
+    operator = _spoiled(lambda _, x: x * (1 + error), "_adjoint")
     report = check_operator(operator)
     assert not report["adjoint (dense)[complex64]"].passed
     assert report["adjoint (dense)[complex128]"].value == pytest.approx(error, rel=1e-3)
@@ -108,11 +108,11 @@ def test_unmatched_pair_too_large_for_the_dense_test_is_caught_by_white_probes()
 @pytest.mark.parametrize(
     ("change", "where", "check"),
     [
-        (lambda op, y: y + 1e-3, "_matvec", "linearity"),
-        (lambda op, x: x.conj().resolve_conj(), "_rmatvec", "adjoint (dense)"),
+        (lambda op, y: y + 1e-3, "_forward", "linearity"),
+        (lambda op, x: x.conj().resolve_conj(), "_adjoint", "adjoint (dense)"),
         (lambda op, x: x * 1.0001, "_normal", "gram"),
-        (lambda op, y: y.to(torch.complex64), "_matvec", "dtype"),
-        (lambda op, x: x + x.mean(0) if x.ndim > 2 else x, "_rmatvec", "batch"),
+        (lambda op, y: y.to(torch.complex64), "_forward", "dtype"),
+        (lambda op, x: x + x.mean(0) if x.ndim > 2 else x, "_adjoint", "batch"),
     ],
 )
 def test_other_faults_are_named(
@@ -126,8 +126,8 @@ def test_operator_that_writes_into_its_input_is_named() -> None:
     base = _cartesian()
 
     class InPlace(CartesianMRI):
-        def _matvec(self, x: Tensor) -> Tensor:
-            y = super()._matvec(x)
+        def _forward(self, x: Tensor) -> Tensor:
+            y = super()._forward(x)
             x.mul_(2)
             return y
 
@@ -150,12 +150,45 @@ def test_unpicklable_operator_is_named() -> None:
         def __init__(self) -> None:
             super().__init__((3,), (3,), is_complex=False)
 
-        def _matvec(self, x: Tensor) -> Tensor:
+        def _forward(self, x: Tensor) -> Tensor:
             return 2 * x
 
-        _rmatvec = _matvec
+        _adjoint = _forward
 
     assert {failure.name for failure in check_operator(Local()).failures} == {
         "pickle[float32]",
         "pickle[float64]",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "finding"),
+    [
+        ("norm", lambda self, **_: 0.0, "norm above zero"),
+        ("norm", lambda self, **_: 0.1, "norm above zero"),
+        ("start", lambda self, y: y, "answers"),
+        ("facts", lambda self: {"coils": float("nan")}, "answers"),
+        ("noise_std", lambda self, y, weights=None: y.abs(), "answers"),
+        ("n_measured", lambda self, weights=None: 10**6, "answers"),
+    ],
+)
+def test_wrong_answers_are_found(name: str, answer: Callable[..., object], finding: str) -> None:
+    base = _cartesian()
+    report = check_operator(type("Wrong", (CartesianMRI,), {name: answer})(base.mask, base.sensitivity_maps))
+    # A class that was made here cannot be pickled.
+    assert {check.name.split("[")[0] for check in report.failures} == {finding, "pickle"}
+
+
+def test_the_old_names_of_the_two_methods_work_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match="_matvec is now called _forward"):
+
+        class Doubled(LinearOperator):
+            def _matvec(self, x: Tensor) -> Tensor:
+                return 2 * x
+
+            def _rmatvec(self, y: Tensor) -> Tensor:
+                return 2 * y
+
+    doubled = Doubled((3, 4), (3, 4), is_complex=False)
+    x = torch.rand(3, 4)
+    assert torch.equal(doubled(x), 2 * x) and torch.equal(doubled.adjoint(x), 2 * x)

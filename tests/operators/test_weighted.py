@@ -5,7 +5,7 @@ import torch
 
 from tests.conformance.operators import OperatorCase, OperatorConformance, pytest_cases
 from treg_med.errors import ConfigError, GeometryError
-from treg_med.operators import CartesianMRI, Scaled, Separable, birdcage_maps
+from treg_med.operators import CartesianMRI, PerCoil, Scaled, Separable, birdcage_maps
 from treg_med.operators.weighted import Weighted
 
 
@@ -45,21 +45,15 @@ def test_gram_weighs_every_sample() -> None:
     torch.testing.assert_close(whitened.adjoint(whitened(x)), expected)
 
 
-def test_whether_units_are_physical_is_passed_on() -> None:
+def test_the_unit_of_the_image_is_passed_on() -> None:
     class Projector(Separable):
-        physical = True
+        image_unit = "1/mm"
 
     projector = Projector(torch.ones(4, 3), torch.ones(5, 2))
-    weights = torch.ones(projector.range_shape)
-    wrapped = [
-        Weighted(projector, weights),
-        Weighted(projector, weights).gram,
-        2 * projector,
-        projector.H,
-        projector + projector,
-    ]
-    assert all(operator.physical for operator in wrapped)
-    assert not Weighted(_real(), _weights(9, 5)).physical
+    whitened = Weighted(projector, torch.ones(projector.range_shape))
+    wrapped = [whitened, whitened.gram, 2 * projector, projector + projector, PerCoil(projector, 2)]
+    assert {operator.image_unit for operator in wrapped} == {"1/mm"}
+    assert not Weighted(_real(), _weights(9, 5)).image_unit
 
 
 def test_bad_weights_are_refused() -> None:

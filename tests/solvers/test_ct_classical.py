@@ -12,12 +12,10 @@ from treg_med.data.records import Measurement
 from treg_med.errors import ConfigError, GeometryError, NumericsError
 from treg_med.operators import ConeBeamCT, FourierMagnitude
 from treg_med.operators.parallel_beam import ParallelBeamCT
-from treg_med.operators.weighted import Weighted
+from treg_med.operators.sinogram_noise import estimate_sinogram_noise_std
 from treg_med.solvers import Problem, Solver, get_solver
-from treg_med.solvers.base import measured_samples, residual_in_noise_units
+from treg_med.solvers.base import residual_in_noise_units
 from treg_med.solvers.differences import gradient, squared_length
-from treg_med.solvers.preconditioner import fourier_diagonal
-from treg_med.solvers.sinogram_noise import estimate_sinogram_noise_std
 from treg_med.solvers.tv_splitting import TVSplitting
 
 
@@ -72,15 +70,15 @@ def test_unweighted_solvers_leave_out_what_was_not_measured_and_no_more() -> Non
     assert data.weights is not None and data.noise_std is not None and data.target is not None
     problem = _problem(data, weighted=False)
     assert float(problem.residual(data.target * problem.scale)) == pytest.approx(1, abs=0.15)
-    assert measured_samples(problem.operator) == data.y.numel()
+    assert problem.operator.n_measured() == data.y.numel()
     gap = data.weights.clone()
     gap[3:6] = 0
     broken = torch.where(gap > 0, data.y, 50.0)
     for name in ("tv", "sirt", "cgls", "pwls-tv"):
         rec = get_solver(name)(replace(data, weights=gap, y=broken))
         assert _error(rec.image, data) < 250, name
-    assert measured_samples(_problem(replace(data, weights=gap)).operator) == 17 * 47
-    assert measured_samples(_problem(replace(data, weights=gap), weighted=False).operator) == 17 * 47
+    assert _problem(replace(data, weights=gap)).operator.n_measured() == 17 * 47
+    assert _problem(replace(data, weights=gap), weighted=False).operator.n_measured() == 17 * 47
 
 
 @pytest.mark.parametrize("name", ["fbp", "sirt", "cgls", "tv", "pwls-tv"])
@@ -102,7 +100,7 @@ def test_lengths_may_be_in_any_unit(name: str) -> None:
 def test_scale_is_found_where_none_is_given() -> None:
     data = replace(ct_measurement(), scale=1.0)
     problem = _problem(data)
-    assert any("a few iterations" in message for message in problem.warnings)
+    assert any("set from a first image" in message for message in problem.warnings)
     assert data.target is not None
     assert 0.5 < float((data.target * problem.scale).max()) < 2
 
@@ -125,7 +123,7 @@ def test_constrained_total_variation_reaches_the_optimum() -> None:
     problem = _problem(ct_measurement())
     weight = 0.05 * float(problem.noise_std)
     start = problem.linear.adjoint(problem.y)[None]
-    diagonal = fourier_diagonal(problem.linear)
+    diagonal = problem.linear.fourier_diagonal().values
 
     def solved(pin: float | None, iterations: int, threshold: float = 0.04) -> Tensor:
         state = TVSplitting(
@@ -169,7 +167,7 @@ def test_attenuations_are_not_negative_unless_asked() -> None:
 def test_fourier_diagonal_of_a_projector_falls_as_one_over_the_frequency() -> None:
     """A^H A blurs by 1 / r where views are dense, whose spectrum is 1 / k; nothing is left at zero."""
     angles = torch.arange(96, dtype=torch.float64) * math.pi / 96
-    diagonal = fourier_diagonal(ParallelBeamCT(SHAPE, angles, 47, pixel_size=3.0, bin_size=3.0))
+    diagonal = ParallelBeamCT(SHAPE, angles, 47, pixel_size=3.0, bin_size=3.0).fourier_diagonal().values
     assert diagonal.shape == SHAPE and float(diagonal.min()) > 0.9e-4 * float(diagonal.max())
     assert float(diagonal.argmax()) == 0
     frequency = torch.fft.fftfreq(32)
@@ -239,8 +237,9 @@ def test_complex_data_may_have_weights() -> None:
     weights = torch.ones(data.operator.range_shape)
     weights[:, :, ::2] = 0.25
     problem = _problem(replace(data, weights=weights))
-    assert isinstance(problem.operator, Weighted)
-    assert measured_samples(problem.operator) == measured_samples(data.operator)
+    assert "Weighted" in repr(problem.operator)
+    assert problem.linear.norm() == pytest.approx(1.0, rel=1e-2)
+    assert problem.operator.n_measured() == data.operator.n_measured()
     plain = get_solver("cg-sense")(data)
     even = get_solver("cg-sense")(replace(data, weights=torch.ones(data.operator.range_shape)))
     torch.testing.assert_close(even.image, plain.image, rtol=1e-3, atol=1e-4)

@@ -29,7 +29,7 @@ def run(file: Path, volume: int | None, reader: Sequence[str], *, as_json: bool)
         header = scan.header
         measurement = scan[len(scan) // 2]
     facts: dict[str, Any] = header.as_dict()
-    facts["acceleration"] = getattr(measurement.operator, "acceleration", header.acceleration)
+    facts["acceleration"] = measurement.operator.facts().get("acceleration", header.acceleration)
     facts["noise_std"] = measurement.noise_std
     if header.views is not None:
         facts["missing"] = measurement.provenance.get("missing")

@@ -7,8 +7,8 @@ A solver is a frozen dataclass whose fields are its settings. Calling it with a 
 
 A new method subclasses :class:`Solver`, names itself, and implements :meth:`Solver.solve`, which receives a
 :class:`Problem` in *working units* (the data multiplied by the scale that brings the image maximum to about
-one) and returns the image in those units. The problem is whitened by the statistical weights of the data, and an
-operator in physical units is brought to unit norm, so that every solver sees ``A^H W A`` of norm one. Checking the
+one) and returns the image in those units. The problem is whitened by the statistical weights of the data, and a linear
+operator is brought to unit norm, so that every solver sees ``A^H W A`` of norm one whatever the units. Checking the
 input, the units, the noise level, the residual, time, memory and history are done here, once, so that every row of a
 table is measured in the same way.
 """
@@ -23,7 +23,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -33,16 +32,11 @@ from treg_med.data.records import Geometry, Measurement, Reconstruction
 from treg_med.errors import ConfigError, GeometryError, NumericsError
 from treg_med.operators import (
     LinearOperator,
-    NonlinearOperator,
     Operator,
     Scaled,
-    conjugate_gradient,
-    estimate_noise_std,
-    estimate_real_noise_std,
 )
 from treg_med.operators.weighted import Weighted
 from treg_med.settings import check_settings, setting
-from treg_med.solvers.sinogram_noise import estimate_sinogram_noise_std
 
 __all__ = [
     "Callback",
@@ -64,8 +58,8 @@ _NOISE_FLOOR = 1e-4
 # A floor of a tenth of a photon keeps the logarithm of a starved ray from erring by more than about a decade, whatever
 # its weight says: measured at 60 views and 2e3 to 4e3 photons, with and without readout noise.
 _LARGEST_LOG_VARIANCE = 6.0
-# Enough for the level of an image, not for its detail.
-_QUICK_ITERATIONS = 3
+# Norms that count as one: those of coils whose maps are of unit length, whatever the mask takes away.
+_UNIT_NORM_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,7 @@ class Problem:
     y
         Data ``(*batch, *operator.range_shape)``, whitened and in working units.
     operator
-        The forward model that goes with them; of norm one where the measurement's is in physical units.
+        The forward model that goes with them; of norm one where it is linear.
     noise_std
         Noise level of ``y``, shape ``(*batch,)`` (0-d for a single image), in working units.
     scale
@@ -175,7 +169,7 @@ class Problem:
     @property
     def attenuation(self) -> bool:
         """Whether the image is an attenuation, which has no values below zero."""
-        return isinstance(self.operator, LinearOperator) and self.operator.physical
+        return bool(self.operator.image_unit)
 
     def residual(self, image: Tensor) -> Tensor:
         """Return the residual of ``image`` in noise units, shape ``(*batch,)``."""
@@ -383,7 +377,7 @@ def residual_in_noise_units(
     Parameters
     ----------
     operator
-        Forward model A; where it has a ``mask`` or weights only its sampled entries are counted.
+        Forward model A, which knows how many samples it measures.
     image
         ``(*batch, *operator.domain_shape)``.
     y
@@ -396,23 +390,7 @@ def residual_in_noise_units(
     events = tuple(range(-len(operator.range_shape), 0))
     misfit = (operator(image) - y).abs().square()
     energy = (misfit if weights is None else misfit * weights).sum(events)
-    return (energy / measured_samples(operator, weights)).sqrt() / noise_std
-
-
-def measured_samples(operator: Operator, weights: Tensor | None = None) -> int:
-    """Return the number of measured samples of one image: sampled k-space entries times coils, rays with weight."""
-    while isinstance(operator, Scaled | Weighted):
-        if isinstance(operator, Weighted):
-            weights = operator.weights
-        operator = operator.operator
-    mask = getattr(operator, "mask", None)
-    total = math.prod(operator.range_shape)
-    if weights is not None:
-        sampled = weights > 0
-        return int(torch.count_nonzero(sampled & (mask != 0) if isinstance(mask, Tensor) else sampled))
-    if not isinstance(mask, Tensor):
-        return total
-    return int(torch.count_nonzero(mask)) * total // mask.numel()
+    return (energy / operator.n_measured(weights)).sqrt() / noise_std
 
 
 def _problem(
@@ -431,10 +409,11 @@ def _problem(
     messages: list[str] = []
     events = len(operator.range_shape)
     batch = y.shape[: y.ndim - events]
+    _norm(operator)
     noise = _noise_std(measurement, operator, messages)
     weights = measurement.weights
     y, operator, level = _whitened(y, operator, weights, noise, weighted)
-    rms = y.abs().square().sum(tuple(range(-events, 0))).div(measured_samples(operator)).sqrt()
+    rms = y.abs().square().sum(tuple(range(-events, 0))).div(operator.n_measured()).sqrt()
     floor = _NOISE_FLOOR * rms
     if bool((level < floor).any()):
         messages.append(
@@ -477,7 +456,7 @@ def _whitened(
     measured = weights > 0
     if not weighted:
         variances = noise[..., None].square() / weights[measured]
-        if operator.physical:
+        if operator.image_unit:
             variances = variances.clamp_max(_LARGEST_LOG_VARIANCE)
         noise = variances.mean(-1).sqrt()
         if bool(measured.all()):
@@ -487,13 +466,25 @@ def _whitened(
 
 
 def _of_unit_norm(y: Tensor, operator: Operator, noise: Tensor) -> tuple[Tensor, Operator, Tensor]:
-    """Divide data, operator and noise level by the norm of an operator in physical units."""
-    if not (isinstance(operator, LinearOperator) and operator.physical):
+    """Divide data, linear operator and noise level by its norm; one within a twentieth of one is left as it is."""
+    if not isinstance(operator, LinearOperator):
         return y, operator, noise
-    norm = operator.norm(max_iter=30, rtol=1e-3)  # a scale, which need not be exact
-    if norm == 0:
-        raise GeometryError(f"expected rays that meet the image, but {operator!r} gives zeros; check its geometry")
+    norm = _norm(operator)
+    if abs(norm - 1) <= _UNIT_NORM_TOLERANCE:
+        return y, operator, noise
     return y / norm, Scaled(operator, 1 / norm), noise / norm
+
+
+def _norm(operator: Operator) -> float:
+    """Return the norm of an operator, a scale that need not be exact, or raise where nothing can be done with it."""
+    # A linear operator iterates where it knows no closed form, and remembers the number for these limits.
+    norm = operator.norm(max_iter=30, rtol=1e-3) if isinstance(operator, LinearOperator) else operator.norm()
+    if not (math.isfinite(norm) and norm > 0):
+        raise GeometryError(
+            f"expected an operator with a norm above zero, got {norm:g} from {operator!r}: it must pass something of "
+            "the image and nothing that is not finite; check its geometry"
+        )
+    return norm
 
 
 def check_data(y: Tensor, operator: Operator) -> None:
@@ -528,39 +519,39 @@ def _noise_std(measurement: Measurement, operator: Operator, messages: list[str]
     y = measurement.y
     if measurement.noise_std is not None:
         return torch.as_tensor(float(measurement.noise_std), dtype=y.abs().dtype, device=y.device)
-    events = len(operator.range_shape)
-    batch = y.shape[: y.ndim - events]
-    mask = getattr(operator, "mask", None)
+    batch = y.shape[: y.ndim - len(operator.range_shape)]
     # One estimate per item: a result must not depend on its neighbours.
-    estimator: Callable[[Tensor], float]
-    if isinstance(operator, LinearOperator) and operator.physical and events == 2:
-        estimator = partial(estimate_sinogram_noise_std, weights=measurement.weights)
-    else:
-        estimator = partial(estimate_noise_std, mask=mask) if y.is_complex() else estimate_real_noise_std
-    values = [estimator(item) for item in y.reshape(-1, *operator.range_shape)]
+    values = [_estimated_noise(operator, item, measurement.weights) for item in y.reshape(-1, *operator.range_shape)]
     estimate = torch.tensor(values, device=y.device, dtype=y.abs().dtype).reshape(batch)
     shown = ", ".join(f"{value:.4g}" for value in estimate.flatten().tolist())
     messages.append(f"noise_std was not given; estimated from the data as {shown} (raw units)")
     return estimate
 
 
+def _estimated_noise(operator: Operator, y: Tensor, weights: Tensor | None) -> float:
+    answer: Any = operator.noise_std(y, weights)
+    if isinstance(answer, Tensor) and answer.numel() == 1:
+        answer = answer.item()
+    if isinstance(answer, Tensor) or not (math.isfinite(answer) and answer >= 0):
+        got = f"a tensor {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"{answer}"
+        raise ConfigError(
+            f"expected {type(operator).__name__}.noise_std(y) to return one number >= 0, got {got}; "
+            "give the measurement its noise_std"
+        )
+    return float(answer)
+
+
 def _working_scale(measurement: Measurement, y: Tensor, operator: Operator, messages: list[str]) -> Tensor:
     """Return the factor from raw to working units; from the data where the given one is implausible."""
     scale = float(measurement.scale)
     if not isinstance(operator, LinearOperator):
-        if scale != 1 and not (isinstance(operator, NonlinearOperator) and operator.homogeneous):
+        if scale != 1 and not operator.homogeneous:
             raise ConfigError(
                 f"expected a measurement of scale 1 for {type(operator).__name__}, which knows absolute levels, got "
                 f"{scale:g}; build the operator for images with a maximum of about one"
             )
         return torch.full(y.shape[: y.ndim - len(operator.range_shape)], scale, dtype=y.dtype, device=y.device)
-    start = operator.adjoint(y)
-    source = "zero-filled image"
-    if operator.physical:
-        # A^H A is far from one: its adjoint image says nothing about levels, a few iterations of its inversion do.
-        dims = len(operator.domain_shape)
-        start = conjugate_gradient(operator.gram, start, max_iter=_QUICK_ITERATIONS, rtol=0.0, event_ndim=dims).x
-        source = "image after a few iterations"
+    start = operator.start(y)
     peak = start.abs().flatten(-len(operator.domain_shape)).amax(-1)
     given = torch.full_like(peak, scale)
     low, high = _PLAUSIBLE_MAXIMUM
@@ -568,7 +559,7 @@ def _working_scale(measurement: Measurement, y: Tensor, operator: Operator, mess
     if bool(implausible.any()):
         messages.append(
             f"the measurement's scale {scale:g} does not bring the image maximum to about 1; "
-            f"it was set from the {source}"
+            "it was set from a first image"
         )
     return torch.where(implausible, 1.0 / peak.clamp_min(torch.finfo(peak.dtype).tiny), given)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from treg_med.codec import ImageCodec, Shoulder
 from treg_med.errors import NumericsError
 from treg_med.guidance import Guidance, guided_prediction, single_pass
-from treg_med.operators import NonlinearOperator, conjugate_gradient
+from treg_med.operators import conjugate_gradient
 from treg_med.priors.base import Prediction, Prior
-from treg_med.solvers.base import Problem, measured_samples, per_image
+from treg_med.solvers.base import Problem, per_image
 from treg_med.solvers.ddim import DDIMStep
 from treg_med.solvers.noise_levels import encoder_gain
 
@@ -67,7 +67,7 @@ class PriorSpace:
         scale = torch.as_tensor(codec.scale, device=problem.y.device, dtype=problem.noise_std.dtype)
         self._units = (2 * scale).expand(self.batch_shape)
         self.noise_std = (real_noise(problem) * self._units).reshape(-1)
-        self.numbers = measured_samples(self.operator) * (2 if problem.y.is_complex() else 1)
+        self.numbers = self.operator.n_measured() * (2 if problem.y.is_complex() else 1)
         self.step = 0
         self._conditions: dict[str, Tensor] = {}
         self._gain: float | None = None
@@ -105,8 +105,7 @@ class PriorSpace:
 
     def norm(self) -> float:
         """Return the largest gain of B, for which that of A is taken."""
-        operator = self.operator
-        return operator.lipschitz if isinstance(operator, NonlinearOperator) else self.problem.linear.norm()
+        return self.operator.norm()
 
     def data_step(
         self, image: Tensor, weight: float | Tensor, *, max_iter: int, rtol: float = 1e-4

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from treg_med.errors import ConfigError
 from treg_med.operators import LinearOperator
-from treg_med.solvers.base import Problem, Solver, measured_samples, per_image, setting
+from treg_med.solvers.base import Problem, Solver, per_image, setting
 
 __all__ = ["SIRT"]
 
@@ -26,8 +26,9 @@ class SIRT(Solver):
     .. math:: x \leftarrow x + \lambda\, C A^T R (y - A x), \qquad R = 1 / (A 1), \quad C = 1 / (A^T 1)
 
     from zero, with negative values set to zero after every step. :math:`\lambda` = `relaxation` below 2 converges. The
-    iteration ends at the first image whose residual, looked at every fifth time, is at most `target` noise units. The
-    statistical weights are left aside; samples of weight zero are not used.
+    iteration ends at the first image whose residual, looked at every fifth time, is at most `target` noise units, or at
+    the last one before it rises, with a warning. The statistical weights are left aside; samples of weight zero are not
+    used.
 
     Gilbert: Iterative methods for the three-dimensional reconstruction of an object from projections, J. Theor. Biol.
     36 (1972) 105. Gregor, Benson: Computational analysis and improvement of SIRT, IEEE Trans. Med. Imaging 27 (2008)
@@ -53,26 +54,31 @@ class SIRT(Solver):
             )
         rays, pixels = _shares(operator, problem.y)
         image = torch.zeros_like(operator.adjoint(problem.y))
+        best, least = image, torch.full_like(problem.noise_std, torch.inf)
         active = torch.ones_like(problem.noise_std, dtype=torch.bool)
-        events = len(operator.range_shape)
+        dims = len(operator.domain_shape)
         for step in range(1, self.max_iterations + 1):
-            misfit = problem.y - operator(image)
-            if step % _BLOCK == 1 and step > 1:
-                energy = misfit.square().sum(tuple(range(-events, 0)))
-                active = self._unfinished(problem, image, step - 1, energy, active)
-                if not bool(active.any()):
-                    return image
-            moved = image + self.relaxation * pixels * operator.adjoint(rays * misfit)
-            moved = moved.clamp_min(0) if self.nonnegative else moved
-            image = torch.where(per_image(active, len(operator.domain_shape)), moved, image)
-        problem.log(self.name, self.max_iterations, self.max_iterations, image=image, residual=problem.residual(image))
-        return image
-
-    def _unfinished(self, problem: Problem, image: Tensor, step: int, energy: Tensor, active: Tensor) -> Tensor:
-        """Log the residual of a squared misfit and return which items still miss the data, ``(*batch,)``."""
-        residual = (energy / measured_samples(problem.operator)).sqrt() / problem.noise_std
-        problem.log(self.name, step, self.max_iterations, image=image, residual=residual)
-        return active & (residual > self.target)
+            moved = image + self.relaxation * pixels * operator.adjoint(rays * (problem.y - operator(image)))
+            image = moved.clamp_min(0) if self.nonnegative else moved
+            if step % _BLOCK and step < self.max_iterations:
+                continue
+            residual = problem.residual(image)
+            # A ray that grazes the image counts as much as one through its middle: in the end its noise is fitted, and
+            # the others worse.
+            better = active & (residual < least)
+            best = torch.where(per_image(better, dims), image, best)
+            least = torch.where(better, residual, least)
+            active = better & (residual > self.target)
+            problem.log(self.name, step, self.max_iterations, image=best, residual=least)
+            if not bool(active.any()):
+                break
+        missed = least > self.target
+        if bool(missed.any()):
+            problem.warn(
+                f"sirt came to a residual of {float(least.max()):.3g} noise units and no nearer to {self.target:g}; "
+                "the noise level may be too low, or the data may hold more than the image can explain (try pwls-tv)"
+            )
+        return best
 
 
 def _shares(operator: LinearOperator, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from treg_med.errors import ConfigError
-from treg_med.operators import CartesianMRI
-from treg_med.solvers.base import Problem, Solver, measured_samples, per_image, setting
+from treg_med.solvers.base import Problem, Solver, per_image, setting
 from treg_med.solvers.discrepancy import WeightSearch
 from treg_med.solvers.phase import refine_rotation, smooth_rotation
-from treg_med.solvers.preconditioner import fourier_diagonal
 from treg_med.solvers.tv_splitting import TVSplitting
 
 __all__ = ["PWLSTotalVariation", "PhasedImage", "TotalVariation"]
@@ -279,7 +277,7 @@ def _usual_target(problem: Problem) -> float:
     r"""Return the residual to reach, :math:`\sqrt{1 - d / n}` for n rays and d degrees of freedom of an attenuation."""
     if not problem.attenuation:
         return _TARGET
-    spent = _FREEDOM * math.prod(problem.operator.domain_shape) / measured_samples(problem.operator)
+    spent = _FREEDOM * math.prod(problem.operator.domain_shape) / problem.operator.n_measured()
     return max(_LEAST_TARGET, math.sqrt(max(0.0, 1 - spent)))
 
 
@@ -304,10 +302,9 @@ class _Workspace:
         self.y = problem.y.reshape(-1, *operator.range_shape)
         self.sigma = problem.noise_std.reshape(-1)
         self.backprojected = operator.adjoint(problem.y).reshape(-1, *shape)
-        self.diagonal = fourier_diagonal(operator)
-        # A single coil without maps is diagonal in Fourier space: one preconditioned step is the exact
-        # solution.
-        self.exact = isinstance(operator, CartesianMRI) and operator.sensitivity_maps is None
+        spectrum = operator.fourier_diagonal()
+        # Where the normal operator is diagonal in Fourier space, one preconditioned step is the exact solution.
+        self.diagonal, self.exact = spectrum.values, spectrum.exact
         self.target = _usual_target(problem)
         self._problem = problem
 

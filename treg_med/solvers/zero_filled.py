@@ -1,4 +1,4 @@
-"""Zero-filled reconstruction: the adjoint of the measurement."""
+"""Zero-filled reconstruction: the first image of a measurement."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ __all__ = ["ZeroFilled"]
 class ZeroFilled(Solver):
     r"""Fill what was not measured with zeros, :math:`\hat x = A^H y`.
 
-    With normalised coil maps (sum of squares one) this is the coil-combined inverse Fourier transform.
+    With normalised coil maps (sum of squares one) this is the coil-combined inverse Fourier transform. Where A^H says
+    nothing of levels, as that of a projector or a radial trajectory, it is the first image that the operator gives
+    (`LinearOperator.start`): a few conjugate-gradient steps from zero.
     """
 
     name: ClassVar[str] = "zero-filled"
 
     def solve(self, problem: Problem) -> Tensor:
-        """Return the adjoint of the data, ``(*batch, H, W)``."""
-        return problem.linear.adjoint(problem.y)
+        """Return the operator's first image, ``(*batch, H, W)``."""
+        return problem.linear.start(problem.y)

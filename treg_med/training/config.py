@@ -162,6 +162,7 @@ class DenoiserSettings(_Checked):
     phantom_blind_share: float = setting(0.35, minimum=0.0, maximum=1.0, help="of phantoms, at the last timestep")
     twin_weight: float = setting(20.0, minimum=0.0, help="weight of the difference of twins at the last timestep")
     channels: list[int] = field(default_factory=lambda: [64, 128, 160, 192])
+    layers: int = setting(1, minimum=1, help="residual blocks a level; a prior to start from with fewer is deepened")
     precision: str = setting("auto", choices=("auto", "bfloat16", "float32"), help="auto: the faster of the two, timed")
     seed: int = setting(0, minimum=0, help="of every random number")
 

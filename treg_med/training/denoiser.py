@@ -20,6 +20,8 @@ from treg_med.training.slices import CaptionedSlices
 __all__ = ["averaged_denoiser", "build_denoiser", "build_scheduler", "latent_error", "with_word_map"]
 
 CHANNELS = (64, 128, 160, 192)
+#: Of checkpoints that do not say.
+_LAYERS = 1
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -35,8 +37,8 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def build_denoiser(latent_channels: int, channels: tuple[int, ...] = CHANNELS) -> WordMapUNet:
-    """Build a small UNet for 64x64 latents, one level per entry of `channels`.
+def build_denoiser(latent_channels: int, channels: tuple[int, ...] = CHANNELS, layers: int = 1) -> WordMapUNet:
+    """Build a small UNet for 64x64 latents, one level per entry of `channels`, each of `layers` residual blocks.
 
     Contrast, plane and skull stripping concern the whole slice: a pooled text state is added to the time embedding and
     so reaches every block. What words say of a place comes as a map; attention to single words is kept to the coarsest
@@ -48,7 +50,7 @@ def build_denoiser(latent_channels: int, channels: tuple[int, ...] = CHANNELS) -
         in_channels=latent_channels,
         out_channels=latent_channels,
         block_out_channels=channels,
-        layers_per_block=1,
+        layers_per_block=layers,
         down_block_types=("DownBlock2D",) * (levels - 1) + ("CrossAttnDownBlock2D",),
         up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
         cross_attention_dim=256,
@@ -99,7 +101,8 @@ def averaged_denoiser(checkpoint: Path) -> tuple[WordMapUNet, dict[str, Any]]:
             if name.startswith(kind)
         }
         weights = {name: file.get_tensor(tensor) for name, tensor in stored.items()}
-    model = build_denoiser(weights["conv_out.weight"].shape[0], tuple(numbers.get("channels", CHANNELS)))
+    channels, layers = tuple(numbers.get("channels", CHANNELS)), numbers.get("layers", _LAYERS)
+    model = build_denoiser(weights["conv_out.weight"].shape[0], channels, layers)
     model.load_state_dict(weights)
     return model.eval(), numbers
 

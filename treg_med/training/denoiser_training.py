@@ -21,6 +21,7 @@ from treg_med.priors.word_map import WordMap
 from treg_med.training.batches import Batch, CaptionedBatches, TextStates
 from treg_med.training.checkpoint import Ema, load_state, save_state
 from treg_med.training.config import DenoiserSettings
+from treg_med.training.deeper import deepened
 from treg_med.training.denoiser import build_denoiser, build_scheduler, latent_error, with_word_map
 from treg_med.training.drawn_heads import HeadSource
 from treg_med.training.journal import Journal
@@ -94,7 +95,7 @@ def train_denoiser(
     seconds : float
         Time budget of this call.
     initial : UNet2DConditionModel, optional
-        Weights to start from without a checkpoint.
+        Weights to start from without a checkpoint; deepened where `settings.layers` asks for more blocks.
     earlier_samples : int
         Samples behind `initial`, kept for the card.
     journal : Journal, optional
@@ -105,8 +106,9 @@ def train_denoiser(
     autoencoder = autoencoder.to(device)
     journal = journal or Journal(checkpoint.with_suffix(".jsonl"))
     torch.manual_seed(settings.seed)  # first weights
-    model = initial or build_denoiser(autoencoder.config.latent_channels, tuple(settings.channels))
-    model = with_word_map(model, word_map).to(device).train()
+    if initial is None:
+        initial = build_denoiser(autoencoder.config.latent_channels, tuple(settings.channels), settings.layers)
+    model = with_word_map(deepened(initial, settings.layers), word_map).to(device).train()
     ema = Ema(model, settings.ema)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = MuonAdamW(trained, settings.rate, settings.muon_rate)
@@ -115,6 +117,7 @@ def train_denoiser(
         "earlier_samples": earlier_samples,
         "seconds": 0.0,
         "channels": list(model.config.block_out_channels),
+        "layers": model.config.layers_per_block,
         "precision": _precision(settings.precision, accelerator),
     }
     if checkpoint.exists():
