@@ -20,6 +20,8 @@ __all__ = ["unexplained_noise_std"]
 _ITERATIONS = 20
 _MOST_BLOCKS = 8
 _SETTLED = 0.98
+# Where the iteration has converged, it would go on with rounding errors.
+_ROUNDING = 1e-5
 # Below this share of white noise nearly everything is explained, and too little is left to tell a level from.
 _LEAST_SHARE = 0.1
 # Frequencies that are seen less than this share of the best seen ones are not amplified further.
@@ -73,7 +75,7 @@ def unexplained_noise_std(operator: LinearOperator, y: Tensor, weights: Tensor |
                 lambda z: steeper(operator.adjoint(known.square() * operator(steeper(z)))),
                 steeper(operator.adjoint(known * left)),
                 max_iter=_ITERATIONS,
-                rtol=0.0,
+                rtol=_ROUNDING,
                 event_ndim=events,
             ).x
         )

@@ -321,7 +321,8 @@ class OperatorConformance:
         other = 250.0 * operator
         y = operator(_image(operator).abs()) + torch.randn(operator.range_shape, generator=_generator())
         torch.testing.assert_close(other.start(250 * y), operator.start(y), rtol=1e-3, atol=1e-4)
-        assert other.noise_std(250 * y) == pytest.approx(250 * operator.noise_std(y), rel=1e-3)
+        # Conjugate gradients in single precision differ by a percent.
+        assert other.noise_std(250 * y) == pytest.approx(250 * operator.noise_std(y), rel=2e-2)
         assert (other.image_unit, other.facts()) == (operator.image_unit, operator.facts())
 
     def test_adjoint_of_adjoint_is_the_operator(self, case: OperatorCase) -> None:
