@@ -9,6 +9,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,19 @@ from matplotlib.figure import Figure
 from skimage.measure import label
 from torch import Tensor
 
-from treg_med.data.records import RESEARCH_ONLY, Reconstruction
+from treg_med.data.records import RESEARCH_ONLY, Geometry, Reconstruction
 from treg_med.errors import ConfigError, GeometryError
 
-__all__ = ["compare_reconstructions", "display_window", "hounsfield_window", "html_picture", "show_reconstruction"]
+__all__ = [
+    "Panel",
+    "compare_panels",
+    "compare_reconstructions",
+    "display_window",
+    "hounsfield_window",
+    "html_picture",
+    "method_title",
+    "show_reconstruction",
+]
 
 # Part of the pixels that may be brighter than white.
 _WINDOW_QUANTILE = 0.998
@@ -76,6 +86,59 @@ def _window(image: Tensor, mu_water: float | None, window: tuple[float, float] |
     return mu_water * (1 + black / 1000), mu_water * (1 + white / 1000)
 
 
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One image of a figure.
+
+    Parameters
+    ----------
+    image
+        (H, W) real, in the axes of the scan.
+    title
+        Above it.
+    geometry
+        Which way up it is shown; None: as it is.
+    """
+
+    image: Tensor
+    title: str
+    geometry: Geometry | None = None
+
+    @classmethod
+    def of(cls, rec: Reconstruction) -> Panel:
+        """Magnitude, name and misfit of a reconstruction."""
+        geometry = rec.measurement.geometry if rec.measurement is not None else None
+        return cls(rec.magnitude, method_title(rec.solver, rec.residual), geometry)
+
+    @property
+    def upright(self) -> Tensor:
+        """The image as it is shown."""
+        return self.image if self.geometry is None else self.geometry.to_display(self.image)
+
+    @property
+    def aspect(self) -> float:
+        """Height over width of a displayed pixel."""
+        if self.geometry is None:
+            return 1.0
+        rows, columns, _ = self.geometry.spacing_mm
+        return columns / rows if self.geometry.display_rot90 % 2 else rows / columns
+
+    def draw(self, ax: Axes, window: tuple[float, float]) -> None:
+        """Draw it in grey between black and white level."""
+        black, white = window
+        pixels, aspect = _pixels(self.upright), self.aspect
+        ax.imshow(pixels, cmap="gray", vmin=black, vmax=white, interpolation="nearest", aspect=aspect)
+        ax.set_title(self.title, fontsize=9)
+        ax.set_xticks([])
+        ax.set_yticks([])
+
+
+def method_title(name: str, residual: float) -> str:
+    """Return a method's name and, where it is known, its misfit."""
+    name = name or "reconstruction"
+    return name if math.isnan(residual) else f"{name}\nresidual {residual:.2f} noise units"
+
+
 def _mu_water(rec: Reconstruction) -> float | None:
     return None if rec.measurement is None else rec.measurement.mu_water
 
@@ -88,15 +151,6 @@ def _pixels(image: Tensor) -> npt.NDArray[np.float32]:
     return np.asarray(image.detach().cpu().float().numpy())
 
 
-def _draw(ax: Axes, image: Tensor, window: tuple[float, float], title: str, aspect: float) -> None:
-    ax.imshow(
-        _pixels(image), cmap="gray", vmin=window[0], vmax=window[1], interpolation="nearest", aspect=aspect
-    )
-    ax.set_title(title, fontsize=9)
-    ax.set_xticks([])
-    ax.set_yticks([])
-
-
 class _NotebookFigure(Figure):
     """A figure that a notebook draws by itself, without pyplot."""
 
@@ -106,29 +160,18 @@ class _NotebookFigure(Figure):
         return buffer.getvalue()
 
 
-def _title(rec: Reconstruction) -> str:
-    name = rec.solver or "reconstruction"
-    return name if math.isnan(rec.residual) else f"{name}\nresidual {rec.residual:.2f} noise units"
-
-
-def _aspect(rec: Reconstruction) -> float:
-    """Height over width of a displayed pixel."""
-    geometry = rec.measurement.geometry if rec.measurement is not None else None
-    if geometry is None:
-        return 1.0
-    rows, columns, _ = geometry.spacing_mm
-    return columns / rows if geometry.display_rot90 % 2 else rows / columns
-
-
 def _new_figure(width: float, height: float) -> Figure:
     figure = _NotebookFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _caption(recs: Sequence[Reconstruction]) -> str:
-    simulated = any(r.measurement is not None and r.measurement.simulated for r in recs)
+def _caption(simulated: bool) -> str:
     return ("Simulated measurement. " if simulated else "") + RESEARCH_ONLY
+
+
+def _simulated(rec: Reconstruction) -> bool:
+    return rec.measurement is not None and rec.measurement.simulated
 
 
 def show_reconstruction(
@@ -140,10 +183,10 @@ def show_reconstruction(
     """
     if ax is None:
         figure = _new_figure(_PANEL_INCHES + 1, _PANEL_INCHES + 1.4)
-        figure.supxlabel(_caption([rec]), fontsize=6)
+        figure.supxlabel(_caption(_simulated(rec)), fontsize=6)
         ax = figure.add_subplot()
-    levels = _window(rec.upright, _mu_water(rec), window)
-    _draw(ax, rec.upright, levels, _title(rec), _aspect(rec))
+    panel = Panel.of(rec)
+    panel.draw(ax, _window(panel.upright, _mu_water(rec), window))
     owner = ax.get_figure(root=True)
     if owner is None:
         raise GeometryError("expected axes that belong to a figure, got axes that were removed")
@@ -162,49 +205,73 @@ def compare_reconstructions(
     GeometryError
         If the images differ in shape.
     """
-    shapes = {tuple(r.image.shape) for r in recs}
-    if len(shapes) != 1:
-        raise GeometryError(f"expected reconstructions of one shape to compare, got {sorted(shapes)}")
     first = recs[0].measurement
     target = first.target if first is not None else None
-    reference: Tensor | None = None
-    if target is not None and first is not None:
-        reference = target.abs() if target.is_complex() else target
-        reference = first.geometry.to_display(reference) if first.geometry is not None else reference
-    levels = _window(recs[0].upright if reference is None else reference, _mu_water(recs[0]), window)
-    panels = len(recs) + (reference is not None)
+    return compare_panels(
+        [Panel.of(rec) for rec in recs],
+        None if target is None else target.abs() if target.is_complex() else target,
+        mu_water=_mu_water(recs[0]),
+        simulated=any(_simulated(rec) for rec in recs),
+        difference=difference,
+        window=window,
+    )
+
+
+def compare_panels(
+    panels: Sequence[Panel],
+    target: Tensor | None = None,
+    *,
+    mu_water: float | None = None,
+    simulated: bool = False,
+    difference: bool = True,
+    window: tuple[float, float] | None = None,
+) -> Figure:
+    """Draw images side by side in one window, that of the target or the first; errors below.
+
+    Parameters
+    ----------
+    panels
+        Images of one shape; attenuations where `mu_water` (1/mm) is given, and the window is then in HU.
+    target
+        (H, W) reference in the axes of the first; drawn last.
+    simulated
+        Whether the caption says so.
+    difference
+        Draw the errors, where there is a target.
+    window
+        Black and white level.
+
+    Raises
+    ------
+    GeometryError
+        If the images differ in shape.
+    """
+    shapes = {tuple(panel.image.shape) for panel in panels}
+    if len(shapes) != 1:
+        raise GeometryError(f"expected reconstructions of one shape to compare, got {sorted(shapes)}")
+    reference = None if target is None else Panel(target, "target", panels[0].geometry)
+    levels = _window((reference or panels[0]).upright, mu_water, window)
+    shown = [*panels, *([] if reference is None else [reference])]
     rows = 2 if difference and reference is not None else 1
-    figure = _new_figure(_PANEL_INCHES * panels, (_PANEL_INCHES + 0.8) * rows)
-    axes = figure.subplots(rows, panels, squeeze=False)
-    for column, rec in enumerate(recs):
-        _draw(axes[0, column], rec.upright, levels, _title(rec), _aspect(rec))
-    if reference is not None:
-        _draw(axes[0, -1], reference, levels, "target", _aspect(recs[0]))
-        if rows == 2:
-            _draw_differences(axes[1], recs, reference.cpu(), levels)
-    figure.supxlabel(_caption(recs), fontsize=7)
+    figure = _new_figure(_PANEL_INCHES * len(shown), (_PANEL_INCHES + 0.8) * rows)
+    axes = figure.subplots(rows, len(shown), squeeze=False)
+    for ax, panel in zip(axes[0], shown, strict=True):
+        panel.draw(ax, levels)
+    if rows == 2 and reference is not None:
+        _draw_differences(axes[1], panels, reference.image.cpu(), levels)
+    figure.supxlabel(_caption(simulated), fontsize=7)
     return figure
 
 
 def _draw_differences(
-    axes: npt.NDArray[np.object_],
-    recs: Sequence[Reconstruction],
-    reference: Tensor,
-    window: tuple[float, float],
+    axes: npt.NDArray[np.object_], panels: Sequence[Panel], reference: Tensor, window: tuple[float, float]
 ) -> None:
     white = (window[1] - window[0]) / _DIFFERENCE_GAIN
-    for ax, rec in zip(axes, recs, strict=False):
-        error = (rec.upright.cpu() - reference).abs()
-        relative = float(
-            torch.linalg.vector_norm(error) / torch.linalg.vector_norm(reference).clamp_min(1e-30)
-        )
-        _draw(
-            ax,
-            error,
-            (0.0, white),
-            f"|error| x {_DIFFERENCE_GAIN:.0f}, relative {relative:.3f}",
-            _aspect(rec),
-        )
+    for ax, panel in zip(axes, panels, strict=False):
+        error = (panel.image.cpu() - reference).abs()
+        relative = float(torch.linalg.vector_norm(error) / torch.linalg.vector_norm(reference).clamp_min(1e-30))
+        title = f"|error| x {_DIFFERENCE_GAIN:.0f}, relative {relative:.3f}"
+        Panel(error, title, panel.geometry).draw(ax, (0.0, white))
     axes[-1].set_axis_off()
 
 

@@ -51,6 +51,8 @@ class SliceRecord:
         Unit, mu_water and description of what is written; empty for MRI.
     warnings
         Sentences that belong beside the volume.
+    target
+        (H, W) float32, the reference as a volume shows it, where there is one.
     cost
         Seconds and peak memory: these differ from run to run and go to the run's index, not to the sidecar.
     """
@@ -62,6 +64,7 @@ class SliceRecord:
     source: Mapping[str, Any] = field(default_factory=dict)
     unit: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    target: npt.NDArray[np.float32] | None = None
     cost: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
@@ -89,6 +92,7 @@ class SliceRecord:
             source={} if measurement is None else plain(_source(measurement)),
             unit=_unit(measurement),
             warnings=tuple(dict.fromkeys(warned)),
+            target=None if measurement is None else _target(measurement),
             cost={"seconds": _number(reconstruction.seconds), "peak_memory_mb": _number(reconstruction.peak_memory_mb)},
         )
 
@@ -115,7 +119,9 @@ class SliceRecord:
         geometry = None if self.geometry is None else asdict(self.geometry)
         text = json.dumps(plain({**facts, "geometry": geometry}), allow_nan=False)
         parts = {"image": np.ascontiguousarray(self.image)}
-        known = {"version": _VERSION, "record": text, "sha256": _checksum(self.image, text)}
+        if self.target is not None:
+            parts["target"] = np.ascontiguousarray(self.target)
+        known = {"version": _VERSION, "record": text, "sha256": _checksum(text, self.image, self.target)}
         with writing(f"keeping slice {self.index}"), StagedFiles(overwrite=True) as staged:
             staged.path(path).write_bytes(save(parts, known))
             # A record is worth one slice: it need not survive a power cut, which would cost a wait per slice.
@@ -133,12 +139,14 @@ class SliceRecord:
         try:
             with safe_open(path, framework="numpy") as file:
                 known, image = file.metadata() or {}, file.get_tensor("image")
-            if known.get("version") != _VERSION or known.get("sha256") != _checksum(image, known["record"]):
+                target = file.get_tensor("target") if "target" in file.keys() else None  # noqa: SIM118
+            if known.get("version") != _VERSION or known.get("sha256") != _checksum(known["record"], image, target):
                 raise FormatError(f"expected a whole slice record, got {path.name!r} with another checksum; remove it")
             facts = json.loads(known["record"])
             geometry = facts.pop("geometry")
             facts["warnings"] = tuple(facts["warnings"])
-            return cls(image=image, geometry=None if geometry is None else _geometry(geometry), **facts)
+            placed = None if geometry is None else _geometry(geometry)
+            return cls(image=image, geometry=placed, target=target, **facts)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, FormatError):
                 raise
@@ -156,8 +164,16 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _checksum(image: npt.NDArray[Any], text: str) -> str:
-    return hashlib.sha256(np.ascontiguousarray(image).tobytes() + text.encode()).hexdigest()
+def _checksum(text: str, *arrays: npt.NDArray[Any] | None) -> str:
+    held = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays if array is not None)
+    return hashlib.sha256(held + text.encode()).hexdigest()
+
+
+def _target(measurement: Measurement) -> npt.NDArray[np.float32] | None:
+    """Return the reference as a volume shows it; None where there is none, or one for a batch."""
+    if measurement.target is None or measurement.target.ndim != 2:
+        return None
+    return shown_values(measurement.target.detach().cpu().resolve_conj().numpy(), measurement.mu_water)
 
 
 def _geometry(facts: dict[str, Any]) -> Geometry:

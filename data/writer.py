@@ -349,6 +349,7 @@ def _geometry_facts(geometry: Geometry) -> dict[str, Any]:
         "note": "from the input" if geometry.known else "unknown geometry",
         "affine": stored_affine(geometry).tolist(),
         "spacing_row_column_slice_mm": list(geometry.spacing_mm),
+        "slice_axis": geometry.storage[2][0],
         "sform_code": geometry.sform_code,
         "qform_code": geometry.qform_code,
     }

@@ -128,9 +128,9 @@ class _Result:
         fitting = [axis for axis in range(3) if not slices or shape[axis] == len(slices)]
         if not fitting:
             raise FormatError(f"{self.name!r} lists {len(slices)} slices, and its volume has the shape {tuple(shape)}")
-        operations = _of(self.facts, "input").get("operations") or []
-        stated = [operation["slice_axis"] for operation in operations if "slice_axis" in operation]
-        likely = (*stated, choose_slice_axis(self.image.affine), *fitting[::-1])
+        # Sidecars of older versions do not say.
+        stated = _of(self.facts, "geometry").get("slice_axis")
+        likely = (stated, choose_slice_axis(self.image.affine), *fitting[::-1])
         return next(axis for axis in likely if axis in fitting)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What is made of a finished volume from the files that were written and nothing else: picture, page, index entry."""
+"""What is made of a finished volume: picture, page, index entry."""
 
 from __future__ import annotations
 
@@ -12,35 +12,39 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from treg_med.data import Measurement, Reconstruction
 from treg_med.data.atomic import StagedFiles
+from treg_med.data.figures import Panel, compare_panels, method_title
 from treg_med.data.orientation import slices_geometry, to_images, to_volume
 from treg_med.data.records import Geometry
-from treg_med.data.reference import reference_slice
-from treg_med.data.source import SliceSource
+from treg_med.runs.kept_slices import KeptSlices, SlicePlace
 from treg_med.runs.plan import MethodPlan, VolumePlan
 
 __all__ = ["index_facts", "write_figure", "write_page"]
 
 
-def write_figure(plan: VolumePlan, scan: SliceSource, path: Path, scratch: Path) -> None:
+def write_figure(plan: VolumePlan, slices: KeptSlices, path: Path, scratch: Path) -> None:
     """Draw the methods side by side at the middle slice into ``path``; ``scratch`` is for what is unfinished."""
     position = len(plan.indices) // 2
-    measurement = scan[plan.indices[position]]
-    shown = [_shown(plan, each, measurement, position) for each in plan.methods]
-    # The last method comes first, so that the grey scale is its own and not that of a blurred image.
-    figure = shown[-1].compare(shown[-2::-1]) if len(shown) > 1 else shown[0].show()
+    place = slices.place(plan.indices[position])
+    shown = [_panel(plan, each, slices, place, position) for each in plan.methods]
+    figure = compare_panels(
+        # The last method comes first, so that the grey scale is its own and not that of a blurred image.
+        shown[::-1],
+        None if place.target is None else torch.from_numpy(_raw_units(place.target, place.mu_water)),
+        mu_water=place.mu_water,
+        simulated=place.simulated,
+    )
     with StagedFiles(overwrite=True, scratch=scratch) as staged:
         figure.savefig(staged.path(path), dpi=150, format="png", metadata={"Software": None})
         staged.commit()
 
 
-def write_page(plan: VolumePlan, scan: SliceSource, path: Path, scratch: Path) -> None:
+def write_page(plan: VolumePlan, slices: KeptSlices, path: Path, scratch: Path) -> None:
     """Write the HTML page ``path``; ``scratch`` is for what is unfinished."""
     from treg_med.report.volume_page import write_volume_page
 
     sidecars = [plan.sidecar(each) for each in plan.methods]
-    write_volume_page(path, sidecars, _target_volume(plan, scan), title=plan.name.base, scratch=scratch)
+    write_volume_page(path, sidecars, _target_volume(plan, slices), title=plan.name.base, scratch=scratch)
 
 
 def index_facts(plan: VolumePlan, each: MethodPlan) -> dict[str, Any]:
@@ -62,43 +66,41 @@ def index_facts(plan: VolumePlan, each: MethodPlan) -> dict[str, Any]:
     }
 
 
-def _target_volume(plan: VolumePlan, scan: SliceSource) -> npt.NDArray[np.float32] | None:
+def _target_volume(plan: VolumePlan, slices: KeptSlices) -> npt.NDArray[np.float32] | None:
     """Return the reference of the slices in the axes and units of the stored volumes; None where there is none."""
     images: npt.NDArray[np.float32] | None = None
     for k, index in enumerate(plan.indices):
-        values = reference_slice(scan, index)
-        if values is None:
+        place = slices.place(index)
+        if place.target is None:
             return None
         if images is None:
-            images = np.empty((*values.shape, len(plan.indices)), dtype=np.float32)
-        images[..., k] = values
-    return None if images is None else to_volume(images, _grid(plan, scan[plan.indices[0]]))[0]
+            images = np.empty((*place.target.shape, len(plan.indices)), dtype=np.float32)
+            grid = _grid(plan, place)
+        images[..., k] = place.target
+    return None if images is None else to_volume(images, grid)[0]
 
 
-def _volume_slice(image: Path, geometry: Geometry, position: int) -> npt.NDArray[np.float32]:
-    """Return slice ``position`` (row, column) of a stored volume of that geometry."""
-    stored = np.asanyarray(nib.load(image).dataobj)
-    return np.ascontiguousarray(to_images(stored, geometry)[..., position], dtype=np.float32)
-
-
-def _grid(plan: VolumePlan, measurement: Measurement) -> Geometry:
-    height, width = measurement.operator.domain_shape
-    whole = measurement.geometry or Geometry(shape=(height, width, plan.indices[-1] + 1))
+def _grid(plan: VolumePlan, place: SlicePlace) -> Geometry:
+    height, width = place.shape
+    whole = place.geometry or Geometry(shape=(height, width, plan.indices[-1] + 1))
     return slices_geometry(whole, plan.indices)
 
 
-def _shown(plan: VolumePlan, each: MethodPlan, measurement: Measurement, position: int) -> Reconstruction:
-    facts: dict[str, Any] = json.loads(plan.sidecar(each).read_text(encoding="utf-8"))
-    image = _volume_slice(plan.image(each), _grid(plan, measurement), position)
-    mu_water = measurement.mu_water
-    if mu_water is not None:
-        image = np.float32(mu_water) * (1 + image / np.float32(1000))
-    residual = facts["slices"][position]["residual_noise_units"]
-    return Reconstruction(
-        torch.from_numpy(image),
-        residual=float("nan") if residual is None else residual,
-        # The label tells a method from its control, which is the same solver.
-        solver=each.method.label,
-        text=each.method.text,
-        measurement=measurement,
-    )
+def _panel(plan: VolumePlan, each: MethodPlan, slices: KeptSlices, place: SlicePlace, position: int) -> Panel:
+    record = slices.record(each, plan.indices[position])
+    if record is not None:
+        image, residual = record.written, record.residual
+    else:
+        facts = json.loads(plan.sidecar(each).read_text(encoding="utf-8"))
+        stored = np.asanyarray(nib.load(plan.image(each)).dataobj)
+        image = np.ascontiguousarray(to_images(stored, _grid(plan, place))[..., position], dtype=np.float32)
+        known = facts["slices"][position]["residual_noise_units"]
+        residual = math.nan if known is None else known
+    # The label tells a method from its control, which is the same solver.
+    title = method_title(each.method.label, residual)
+    return Panel(torch.from_numpy(_raw_units(image, place.mu_water)), title, place.geometry)
+
+
+def _raw_units(image: npt.NDArray[np.float32], mu_water: float | None) -> npt.NDArray[np.float32]:
+    """Return the attenuation (1/mm) of Hounsfield units, or what is none as it is."""
+    return image if mu_water is None else np.float32(mu_water) * (1 + image / np.float32(1000))

@@ -19,12 +19,11 @@ from treg_med.data.slice_record import SliceRecord
 from treg_med.data.source import SliceSource
 from treg_med.reconstruction import reconstruct
 from treg_med.runs.batching import AdaptiveBatch
+from treg_med.runs.kept_slices import KeptSlices, record_store
 from treg_med.runs.method import Method
 from treg_med.runs.plan import MethodPlan, VolumeJob, VolumePlan, plan_volume
 from treg_med.runs.prior_source import PriorSource
-from treg_med.runs.records import RecordStore
 from treg_med.runs.tasks import Failure, Slot, describe_failure
-from treg_med.runs.tree import OutputTree
 from treg_med.runs.volume_files import index_facts, write_figure, write_page
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ class VolumeWorker:
         """
         plan = task.plan
         before = len(self._batch.events)
-        stores = {each.stem: _store(plan, each) for each in plan.todo}
+        stores = {each.stem: record_store(plan, each) for each in plan.todo}
         missing = {stem: {i for i in task.indices if not store.has(i)} for stem, store in stores.items()}
         failures: dict[str, Failure] = {}
         wanted = [i for i in task.indices if any(i in some for some in missing.values())]
@@ -177,13 +176,14 @@ class VolumeWorker:
         """Write the volumes, then the picture and the page of them; then forget the slices."""
         plan.folder.mkdir(parents=True, exist_ok=True)
         entries = [self._write(plan, each) for each in plan.todo]
-        scratch = _store(plan, plan.methods[-1]).make()
+        scratch = record_store(plan, plan.methods[-1]).make()
+        slices = KeptSlices(plan, scan)
         if plan.figure is not None:
-            write_figure(plan, scan, plan.figure, scratch)
+            write_figure(plan, slices, plan.figure, scratch)
         if plan.page is not None:
-            write_page(plan, scan, plan.page, scratch)
+            write_page(plan, slices, plan.page, scratch)
         for each in plan.methods:
-            _store(plan, each).clear()
+            record_store(plan, each).clear()
         return Assembled(tuple(entries))
 
     def _open(self, job: VolumeJob) -> SliceSource:
@@ -223,7 +223,7 @@ class VolumeWorker:
         return self._batch.run(slices, solve_one, prior)
 
     def _write(self, plan: VolumePlan, each: MethodPlan) -> dict[str, Any]:
-        store, method = _store(plan, each), each.method
+        store, method = record_store(plan, each), each.method
         prior = self._settings.prior.load(self._slot.device) if method.uses_prior else None
         card = prior.card if prior is not None else {}
         writer = VolumeWriter(
@@ -251,10 +251,6 @@ class VolumeWorker:
                 seconds += record.cost.get("seconds") or 0.0
                 peak = max(peak, record.cost.get("peak_memory_mb") or 0.0)
         return index_facts(plan, each) | {"seconds": seconds, "peak_memory_mb": peak}
-
-
-def _store(plan: VolumePlan, each: MethodPlan) -> RecordStore:
-    return RecordStore(OutputTree(plan.job.out).records(each.work_hash))
 
 
 def _read_ahead(
