@@ -13,12 +13,15 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from tests.runs.scans import METHODS, jobs, outputs, write_scan, write_scans, write_volume
-from treg_med.data import is_complete
+from treg_med.data import Measurement, assemble, is_complete, simulate_scan
+from treg_med.data.generic_hdf5 import RawKspaceReader
+from treg_med.data.phantoms import phantom_volume
 from treg_med.data.slice_record import SliceRecord
 from treg_med.errors import ConfigError, GeometryError, NumericsError, ResourceError
 from treg_med.runs.driver import RunProgress, run_volumes
@@ -27,6 +30,7 @@ from treg_med.runs.locks import OutputLock
 from treg_med.runs.method import Method
 from treg_med.runs.plan import VolumeJob, VolumeOutcome
 from treg_med.runs.tree import WORK, OutputTree
+from treg_med.solvers import Progress
 from treg_med.volume import reconstruct_volume
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +77,39 @@ def test_a_tree_of_derivatives(scans: list[Path], tmp_path: Path) -> None:
     assert all((tmp_path / e["output"]).exists() and e["seconds"] > 0 for e in entries)
     sidecar = json.loads(outcome.outputs["tv"].read_text())
     assert sidecar["run_hash"] == entries[1]["run_hash"]
+    assert sidecar["geometry"]["slice_axis"] == 2
     assert sidecar["compute"] == {"device": "cpu", "threads": 1, "network_batch": None}
+
+
+def _never(progress: Progress) -> None:
+    """A callback keeps the work in this process."""
+
+
+def test_a_slice_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with several methods, a picture and a page that show the target; its coil maps are estimated once."""
+    scan = simulate_scan(phantom_volume((24, 24), 12), tmp_path / "scan.h5", coils=2, acceleration=1.0)
+    with h5py.File(scan, "a") as file:
+        del file["sensitivity_maps"]
+    read: list[int] = []
+    estimated: list[int] = []
+    measure, estimate = RawKspaceReader._measure, assemble.estimate_sensitivity_maps
+
+    def measure_and_count(self: RawKspaceReader, index: int) -> Measurement:
+        read.append(index)
+        return measure(self, index)
+
+    def estimate_and_count(kspace: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        estimated.append(len(kspace))
+        return estimate(kspace, mask)
+
+    monkeypatch.setattr(RawKspaceReader, "_measure", measure_and_count)
+    monkeypatch.setattr(assemble, "estimate_sensitivity_maps", estimate_and_count)
+    out = tmp_path / "out"
+    (outcome,) = list(run_volumes(jobs([scan], out, report=True), workers=1, device="cpu", follow=lambda _: _never))
+    assert outcome.status == "done" and outcome.page is not None
+    assert "target" in outcome.page.read_text()
+    assert read == list(range(12))
+    assert estimated == [2] * 12
 
 
 def test_the_same_bytes_from_two_processes(scans: list[Path], serial: dict[str, bytes], tmp_path: Path) -> None:
