@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from treg_med.data.open_scan import open_scan, register_reader
 from treg_med.data.prompts import ScanWords, check_text, suggest_text
 from treg_med.data.records import RESEARCH_ONLY, Geometry, Measurement, Reconstruction
 from treg_med.data.sample_scans import SAMPLES, sample_path
 from treg_med.data.sampling import MASK_KINDS
+from treg_med.data.scan_formats import FileContent, open_scan, register_reader
 from treg_med.data.simulate import simulate_scan
 from treg_med.data.simulate_ct import is_hounsfield_volume, simulate_ct_scan
 from treg_med.data.source import ScanHeader, ScanReader, SliceSource, validate_source
@@ -16,6 +16,7 @@ __all__ = [
     "MASK_KINDS",
     "RESEARCH_ONLY",
     "SAMPLES",
+    "FileContent",
     "Geometry",
     "Measurement",
     "Reconstruction",

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from treg_med.data.sampling import child_generator
 from treg_med.errors import ConfigError
-from treg_med.operators.attenuation import MU_WATER
 from treg_med.operators.counts import log_transform, simulate_counts
 from treg_med.operators.ct_angles import arc_degrees
 from treg_med.operators.ct_operator import CTOperator
 from treg_med.operators.fan_beam import FanBeamCT
+from treg_med.operators.hounsfield_units import MU_WATER
 from treg_med.operators.parallel_beam import ParallelBeamCT
 
 __all__ = ["BEAMS", "CTSimulation", "SimulatedProjections"]

@@ -27,9 +27,9 @@ from treg_med.data.prompts import ScanWords, words_from_label
 from treg_med.data.records import Geometry, Measurement
 from treg_med.data.source import ScanHeader, ScanReader
 from treg_med.errors import ConfigError, FormatError, GeometryError
-from treg_med.operators.attenuation import attenuation, clean_hounsfield
 from treg_med.operators.ct_angles import arc_degrees
 from treg_med.operators.ct_operator import CTOperator
+from treg_med.operators.hounsfield_units import attenuation, clean_hounsfield
 
 __all__ = ["HounsfieldHdf5Reader", "HounsfieldReader", "SimulatedCTReader"]
 

@@ -19,10 +19,10 @@ from treg_med.data.atomic import StagedFiles, writing
 from treg_med.data.ct_simulation import CTSimulation
 from treg_med.data.ct_volume import SimulatedCTReader
 from treg_med.data.nifti import looks_like_hounsfield, looks_like_nifti
-from treg_med.data.open_scan import FileContent
 from treg_med.data.orientation import slices_geometry
 from treg_med.data.records import RESEARCH_ONLY, Geometry
 from treg_med.data.safe_hdf5 import check_readable_file
+from treg_med.data.scan_formats import FileContent
 from treg_med.data.simulate import checked_target, chosen_slices
 from treg_med.data.sinogram_hdf5 import LAYOUT, LAYOUT_VERSION
 from treg_med.errors import FormatError
@@ -86,7 +86,7 @@ def simulate_ct_scan(
     ConfigError, FormatError, GeometryError, NumericsError
         For settings or images that cannot be used.
     """
-    from treg_med.data.open_scan import open_scan
+    from treg_med.data.scan_formats import open_scan
 
     settings = CTSimulation(views, arc, photons, electronic_std, beam, seed, mu_water).options()
     if not is_hounsfield_volume(source, volume):

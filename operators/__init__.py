@@ -1,6 +1,5 @@
 """Physics: operators, sampling masks, receive coils, blur kernels and noise. Torch only: no files, no diffusion."""
 
-from treg_med.operators.attenuation import MU_WATER, attenuation, clean_hounsfield, hounsfield
 from treg_med.operators.base import (
     AdjointOperator,
     Composition,
@@ -31,6 +30,7 @@ from treg_med.operators.diagonalised import DiagonalisedOperator
 from treg_med.operators.fan_beam import FanBeamCT
 from treg_med.operators.filtered_backprojection import filtered_backprojection
 from treg_med.operators.fourier import centered_fft2, centered_ifft2
+from treg_med.operators.hounsfield_units import MU_WATER, attenuation, clean_hounsfield, hounsfield
 from treg_med.operators.inpainting import Inpainting, box_mask, random_pixel_mask
 from treg_med.operators.masks import (
     SamplingMask,
@@ -50,6 +50,7 @@ from treg_med.operators.noise import (
 from treg_med.operators.nonlinear import FourierMagnitude, NonlinearOperator, Saturation
 from treg_med.operators.nufft import NonuniformFFT
 from treg_med.operators.parallel_beam import ParallelBeamCT
+from treg_med.operators.registry import available_operators, operator_class
 from treg_med.operators.rotation_centre import find_rotation_centre
 from treg_med.operators.sampling import FourierTransform, Sampling
 from treg_med.operators.separable import Separable
@@ -92,6 +93,7 @@ __all__ = [
     "SuperResolution",
     "Weighted",
     "attenuation",
+    "available_operators",
     "birdcage_maps",
     "box_mask",
     "calibration_region",
@@ -118,6 +120,7 @@ __all__ = [
     "log_transform",
     "low_dose",
     "motion_kernel",
+    "operator_class",
     "poisson_disc_mask",
     "radial_mask",
     "random_mask",

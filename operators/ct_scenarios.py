@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from treg_med.errors import ConfigError, GeometryError
-from treg_med.operators.attenuation import MU_WATER
 from treg_med.operators.cone_beam import ConeBeamCT
 from treg_med.operators.counts import LogData, log_transform, simulate_counts
 from treg_med.operators.ct_angles import checked_arc
 from treg_med.operators.ct_missing import missing_wedge, repeats_first, undersampled
 from treg_med.operators.ct_operator import CTOperator
 from treg_med.operators.ct_rays import FanRays
+from treg_med.operators.hounsfield_units import MU_WATER
 
 __all__ = ["Scenario", "limited_angle", "low_dose", "sparse_view"]
 

@@ -19,8 +19,8 @@ from treg_med.data.nifti import looks_like_hounsfield
 from treg_med.data.phantoms import phantom_volume, write_nifti
 from treg_med.data.simulate_ct import is_hounsfield_volume, simulate_ct_scan
 from treg_med.errors import ConfigError, FormatError, GeometryError, ResourceError
-from treg_med.operators.attenuation import MU_WATER
 from treg_med.operators.filtered_backprojection import filtered_backprojection
+from treg_med.operators.hounsfield_units import MU_WATER
 
 
 def test_a_volume_in_hounsfield_units_is_ct_and_a_magnitude_is_not(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_header_reads_like_a_dictionary(tmp_path: Path) -> None:
 
 def test_a_registered_reader_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The package exports the function under the name of its module.
-    module = sys.modules["treg_med.data.open_scan"]
+    module = sys.modules["treg_med.data.scan_formats"]
     monkeypatch.setattr(module, "_READERS", list(module._READERS))
     register_reader(lambda content: content.keys is not None and "kspace" in content.keys, _Broken)
     write_raw_kspace(tmp_path / "a.h5")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from treg_med.errors import ConfigError, FormatError, NumericsError
-from treg_med.operators.attenuation import MU_WATER, attenuation, clean_hounsfield, hounsfield
+from treg_med.operators.hounsfield_units import MU_WATER, attenuation, clean_hounsfield, hounsfield
 
 
 def _body() -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
@@ -13,6 +14,7 @@ from treg_med import __version__
 from treg_med.cli.console import print_json, print_warnings, stdout
 from treg_med.environment import installed_version, torchvision_warning
 from treg_med.notice import RESEARCH_ONLY
+from treg_med.plugins import GROUPS, installed_plugins, plugin_problems
 
 __all__ = ["collect", "run"]
 
@@ -41,6 +43,8 @@ def run(as_json: bool) -> None:
     table.add_row("devices", ", ".join(report["devices"]))
     table.add_row("threads", str(report["threads"]))
     table.add_row("solvers", ", ".join(report["solvers"]))
+    for plugin in report["plugins"]:
+        table.add_row(f"plug-in, {plugin['kind']}", f"{plugin['name']} ({plugin['package']}, {plugin['address']})")
     for prior in report["priors"]:
         table.add_row(f"prior {prior['name']}", prior["summary"])
     stdout().print(table)
@@ -67,10 +71,25 @@ def collect() -> dict[str, Any]:
         "devices": devices,
         "threads": torch.get_num_threads(),
         "solvers": list(available_solvers()),
+        "plugins": [asdict(plugin) for kind in GROUPS for plugin in installed_plugins(kind)],
         "priors": _priors(),
-        "warnings": [warning] if warning else [],
+        "warnings": [*([warning] if warning else []), *_plugin_problems()],
         "notice": RESEARCH_ONLY,
     }
+
+
+def _plugin_problems() -> list[str]:
+    from treg_med.data.source import ScanReader
+    from treg_med.operators import Operator
+    from treg_med.operators.registry import OWN_OPERATORS
+    from treg_med.solvers.base import Solver
+    from treg_med.solvers.registry import OWN_SOLVERS
+
+    return [
+        *plugin_problems("readers", ScanReader).values(),
+        *plugin_problems("solvers", Solver, own=OWN_SOLVERS).values(),
+        *plugin_problems("operators", Operator, own=OWN_OPERATORS).values(),
+    ]
 
 
 def _priors() -> list[dict[str, Any]]:

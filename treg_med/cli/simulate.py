@@ -46,7 +46,7 @@ def run(
         If the file holds no images.
     """
     from treg_med.data import is_hounsfield_volume, open_scan, simulate_ct_scan, simulate_scan
-    from treg_med.data.open_scan import FileContent
+    from treg_med.data.scan_formats import FileContent
 
     volume = common.get("volume")
     tomography = is_hounsfield_volume(source, volume)

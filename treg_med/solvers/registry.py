@@ -1,6 +1,7 @@
 """Names of the solvers and where they live; importing this file does not import torch.
 
-A solver is registered by name with a ``"module:Class"`` address and is imported when it is first asked for.
+A solver is registered by name with a ``"module:Class"`` address and is imported when it is first asked for. Other
+packages add theirs by entry points (see `treg_med.plugins`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from treg_med.errors import ConfigError
+from treg_med.plugins import installed_plugins, plugin_named
 
 if TYPE_CHECKING:
     from treg_med.solvers.base import Solver
 
-__all__ = ["available_presets", "available_solvers", "get_solver", "register_solver", "solver_class"]
+__all__ = ["OWN_SOLVERS", "available_presets", "available_solvers", "get_solver", "register_solver", "solver_class"]
 
 _ADDRESSES: dict[str, str] = {
     "zero-filled": "treg_med.solvers.zero_filled:ZeroFilled",
@@ -36,6 +38,9 @@ _ADDRESSES: dict[str, str] = {
     "p2l": "treg_med.solvers.p2l:P2L",
 }
 
+#: Names that plug-ins cannot take.
+OWN_SOLVERS = tuple(_ADDRESSES)
+
 # Presets that are another loop than the solver's own.
 _PRESET_ADDRESSES: dict[tuple[str, str], str] = {
     ("treg", "paper"): "treg_med.solvers.treg_published:PublishedTReg",
@@ -44,8 +49,8 @@ _PRESET_ADDRESSES: dict[tuple[str, str], str] = {
 
 
 def available_solvers() -> tuple[str, ...]:
-    """Return the registered solver names, in order of registration."""
-    return tuple(_ADDRESSES)
+    """Return the names of the solvers: those of this package, registered ones, and those of plug-ins."""
+    return tuple(dict.fromkeys([*_ADDRESSES, *(plugin.name for plugin in installed_plugins("solvers"))]))
 
 
 def register_solver(name: str, address: str) -> None:
@@ -56,7 +61,7 @@ def register_solver(name: str, address: str) -> None:
     ConfigError
         If the name is taken or the address is not of that form.
     """
-    if name in _ADDRESSES:
+    if name in available_solvers():
         raise ConfigError(f"expected a new solver name, got {name!r}, which is taken; choose another name")
     module, _, attribute = address.partition(":")
     if not module or not attribute:
@@ -78,13 +83,19 @@ def solver_class(name: str, preset: str = "default") -> type[Solver]:
     Raises
     ------
     ConfigError
-        If no solver has that name, the message lists those that exist; or if nothing is at the address.
+        If no solver has that name, the message lists those that exist; if two plug-ins have it; or if nothing is at
+        the address.
     """
     if name not in _ADDRESSES and ":" in name:
         return _at_address(name)
     if name not in _ADDRESSES:
-        known = ", ".join(_ADDRESSES)
-        close = difflib.get_close_matches(str(name), _ADDRESSES, n=1)
+        from treg_med.solvers.base import Solver
+
+        if plugin := plugin_named("solvers", name):
+            plugged: type[Solver] = plugin.load(Solver)
+            return plugged
+        known = ", ".join(available_solvers())
+        close = difflib.get_close_matches(str(name), available_solvers(), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"expected a solver among {known}; got {name!r}{hint}")
     module, _, attribute = _PRESET_ADDRESSES.get((name, preset), _ADDRESSES[name]).partition(":")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from treg_med.data.safe_hdf5 import HDF5_SIGNATURE, check_readable_file, hdf5_er
 from treg_med.data.sinogram_hdf5 import SinogramReader
 from treg_med.data.source import ScanReader, check_options
 from treg_med.errors import FormatError
+from treg_med.plugins import Plugin, installed_plugins, plugin_problems
 
 __all__ = ["FileContent", "open_scan", "register_reader"]
 
@@ -111,7 +114,10 @@ _READERS: list[tuple[Callable[[FileContent], bool], type[ScanReader]]] = [
 
 
 def register_reader(recognises: Callable[[FileContent], bool], reader: type[ScanReader]) -> None:
-    """Add a reader; it is asked before those that exist.
+    """Add a reader in this process; it is asked before those that exist.
+
+    A package adds one in every process by the entry point ``treg_med.readers``; its class has a static method
+    ``recognises(content: FileContent) -> bool``.
 
     Parameters
     ----------
@@ -154,7 +160,8 @@ def open_scan(path: str | os.PathLike[str], **options: Any) -> ScanReader:
     """
     file = check_readable_file(path)
     content = FileContent.of(file)
-    for recognises, reader in _READERS:
+    plugged, problems = _plugged_readers()
+    for recognises, reader in (*plugged, *_READERS):
         if recognises(content):
             reader = _of_its_kind(reader, file, options)
             parameters = inspect.signature(reader).parameters.values()
@@ -162,7 +169,39 @@ def open_scan(path: str | os.PathLike[str], **options: Any) -> ScanReader:
                 reader.format, options, tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
             )
             return reader(file, **options)
-    raise FormatError(f"expected {_KNOWN}; {file.name!r} is {_describe(content)}")
+    lost = "".join(f"; {problem}" for problem in problems)
+    raise FormatError(f"expected {_KNOWN}; {file.name!r} is {_describe(content)}{lost}")
+
+
+@cache
+def _plugged_readers() -> tuple[tuple[tuple[Callable[[FileContent], bool], type[ScanReader]], ...], tuple[str, ...]]:
+    """Return the readers of plug-ins, which are asked first, and why others are not among them; warns of these once."""
+    problems = plugin_problems("readers", ScanReader)
+    readers = []
+    for plugin in installed_plugins("readers"):
+        if plugin.name in problems:
+            continue
+        reader = plugin.load(ScanReader)
+        recognises = getattr(reader, "recognises", None)
+        if callable(recognises):
+            readers.append((partial(_recognised, plugin, recognises), reader))
+        else:
+            problems[plugin.name] = (
+                f"the reader {plugin.name!r} of {plugin.package} has no static method recognises(content) -> bool"
+            )
+    for problem in problems.values():
+        warnings.warn(problem, stacklevel=3)
+    return tuple(readers), tuple(problems.values())
+
+
+def _recognised(plugin: Plugin, recognises: Callable[[FileContent], bool], content: FileContent) -> bool:
+    """Ask a plug-in whether a file is its own; one that fails is passed over, with a warning."""
+    try:
+        return bool(recognises(content))
+    except Exception as error:  # noqa: BLE001 - a foreign package may raise anything
+        told = f"{type(error).__name__}: {error}"
+        warnings.warn(f"the reader {plugin.name!r} of {plugin.package} failed on this file ({told})", stacklevel=3)
+        return False
 
 
 def _of_its_kind(reader: type[ScanReader], file: Path, options: Mapping[str, Any]) -> type[ScanReader]:
