@@ -262,8 +262,8 @@ class Measurement:
             facts.append(("weights", f"{float(measured.min()):.3g} to {float(measured.max()):.3g}"))
         if self.mu_water is not None:
             facts.append(("mu_water", f"{self.mu_water:.4g} 1/mm"))
-        acceleration = getattr(self.operator, "acceleration", None)
-        if isinstance(acceleration, int | float):
+        acceleration = self.operator.facts().get("acceleration")
+        if acceleration is not None:
             facts.insert(2, ("acceleration", f"{acceleration:.2f}"))
         if self.geometry is not None:
             facts.append(("geometry", repr(self.geometry)))

@@ -22,12 +22,10 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 
-from treg_med.data.ct_assemble import quick_image
 from treg_med.data.prompts import ScanWords, suggest_text
 from treg_med.data.records import Geometry, Measurement
 from treg_med.data.safe_hdf5 import sha256_of
 from treg_med.errors import ConfigError, FormatError, ResourceError, TregMedError
-from treg_med.operators.ct_operator import CTOperator
 
 __all__ = ["ScanHeader", "ScanReader", "SliceSource", "validate_source"]
 
@@ -388,13 +386,13 @@ def _check_measurement(source: SliceSource, m: Measurement, index: int, battery:
     )
     parts = torch.view_as_real(m.y.resolve_conj()) if m.y.is_complex() else m.y
     battery.check(where + "data are finite", bool(torch.isfinite(parts).all()))
-    mask = getattr(m.operator, "mask", None)
-    if isinstance(mask, torch.Tensor):
-        outside = parts[..., ~mask, :]
+    seen = m.operator.measured
+    if seen is not None and m.y.is_complex():
+        outside = parts[~seen.expand(m.y.shape)]
         zero = bool((outside == 0).all()) and not bool(torch.signbit(outside).any())
         battery.check(where + "unsampled entries are exactly +0", zero)
     battery.check(where + "noise level is known or None", m.noise_std is None or m.noise_std >= 0)
-    image = _quick_image(m)
+    image = m.operator.start(m.y)
     if image is not None:
         peak = float((image * m.scale).abs().max())
         battery.check(where + "scale brings the maximum to about 1", peak == 0 or 0.1 < peak < 10, f"{peak:.3g}")
@@ -411,14 +409,6 @@ def _check_measurement(source: SliceSource, m: Measurement, index: int, battery:
     battery.check(where + "geometry counts this slice", m.geometry.slice_index == index)
     shape = (*source.header.image_shape, len(source))
     battery.check(where + "geometry has the scan's shape", tuple(m.geometry.shape) == shape, m.geometry.shape)
-
-
-def _quick_image(m: Measurement) -> torch.Tensor | None:
-    """Return an image in raw units: the adjoint for MRI, whose norm is about 1, filtered backprojection for CT."""
-    if isinstance(m.operator, CTOperator):
-        return quick_image(m.y, m.operator)
-    adjoint = getattr(m.operator, "adjoint", None)
-    return adjoint(m.y) if callable(adjoint) else None
 
 
 def _check_indexing(source: SliceSource, battery: _Battery) -> None:

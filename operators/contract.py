@@ -82,9 +82,13 @@ class Operator(torch.nn.Module, metaclass=_ImmutableAfterInit):
         """Whether A(c x) = c A(x) for every c > 0, so that measurements may be rescaled."""
         return True
 
-    def norm(self) -> float:
-        """Return the largest gain, ``||A x - A x'|| / ||x - x'||``."""
+    def norm(self, *, max_iter: int = 100, rtol: float = 1e-4) -> float:
+        """Return the largest gain, ``||A x - A x'|| / ||x - x'||``; the limits are for those that iterate."""
         raise NotImplementedError(f"{type(self).__name__} must implement norm")
+
+    def start(self, y: Tensor) -> Tensor | None:
+        """Return a first image of data ``(*batch, *range_shape)``; None where there is none without a solver."""
+        return None
 
     @property
     def measured(self) -> Tensor | None:

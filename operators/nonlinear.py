@@ -49,7 +49,7 @@ class NonlinearOperator(Operator):
         """Whether A(c x) = c A(x) for every c > 0."""
         return self._homogeneous
 
-    def norm(self) -> float:
+    def norm(self, *, max_iter: int = 100, rtol: float = 1e-4) -> float:
         """Return the same number as `lipschitz`."""
         return self._lipschitz
 

@@ -167,6 +167,11 @@ class Problem:
         )
 
     @property
+    def is_linear(self) -> bool:
+        """Whether the forward model has an adjoint."""
+        return isinstance(self.operator, LinearOperator)
+
+    @property
     def attenuation(self) -> bool:
         """Whether the image is an attenuation, which has no values below zero."""
         return bool(self.operator.image_unit)
@@ -477,8 +482,7 @@ def _of_unit_norm(y: Tensor, operator: Operator, noise: Tensor) -> tuple[Tensor,
 
 def _norm(operator: Operator) -> float:
     """Return the norm of an operator, a scale that need not be exact, or raise where nothing can be done with it."""
-    # A linear operator iterates where it knows no closed form, and remembers the number for these limits.
-    norm = operator.norm(max_iter=30, rtol=1e-3) if isinstance(operator, LinearOperator) else operator.norm()
+    norm = operator.norm(max_iter=30, rtol=1e-3)
     if not (math.isfinite(norm) and norm > 0):
         raise GeometryError(
             f"expected an operator with a norm above zero, got {norm:g} from {operator!r}: it must pass something of "
@@ -544,14 +548,14 @@ def _estimated_noise(operator: Operator, y: Tensor, weights: Tensor | None) -> f
 def _working_scale(measurement: Measurement, y: Tensor, operator: Operator, messages: list[str]) -> Tensor:
     """Return the factor from raw to working units; from the data where the given one is implausible."""
     scale = float(measurement.scale)
-    if not isinstance(operator, LinearOperator):
+    start = operator.start(y)
+    if start is None:
         if scale != 1 and not operator.homogeneous:
             raise ConfigError(
                 f"expected a measurement of scale 1 for {type(operator).__name__}, which knows absolute levels, got "
                 f"{scale:g}; build the operator for images with a maximum of about one"
             )
         return torch.full(y.shape[: y.ndim - len(operator.range_shape)], scale, dtype=y.dtype, device=y.device)
-    start = operator.start(y)
     peak = start.abs().flatten(-len(operator.domain_shape)).amax(-1)
     given = torch.full_like(peak, scale)
     low, high = _PLAUSIBLE_MAXIMUM

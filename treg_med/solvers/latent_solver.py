@@ -11,7 +11,6 @@ from torch import Tensor
 
 from treg_med.errors import ConfigError
 from treg_med.guidance import Guidance
-from treg_med.operators import LinearOperator
 from treg_med.solvers.base import EarlyStop, Problem, Solver, setting
 from treg_med.solvers.data_step import CarriedPhase, PhaseAwareDataStep, to_noise_level
 from treg_med.solvers.ddim import DDIMStep, ddim_steps, steps_between
@@ -54,7 +53,7 @@ class LatentSolver(Solver):
 
     def solve(self, problem: Problem) -> Tensor:
         """Return the image ``(*batch, H, W)`` in working units."""
-        if not isinstance(problem.operator, LinearOperator):
+        if not problem.is_linear:
             if not self.use_prior:
                 raise ConfigError("expected a linear operator for the control, which starts from total variation")
             return self._sampled(PriorSpace(problem, problem.prior, codec_for(problem, problem.prior)))

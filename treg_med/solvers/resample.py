@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from treg_med.operators import LinearOperator
 from treg_med.solvers.base import per_image, setting
 from treg_med.solvers.ddim import DDIMStep
 from treg_med.solvers.latent_solver import PUBLISHED, LatentSolver
@@ -86,7 +85,7 @@ class ReSample(LatentSolver):
                 moved = self._returned(space, fitted, moved, step)
             latent = moved
         # The noise-level step, for linear operators, fits the image, where the autoencoder is no limit.
-        fitted_later = self.final == "noise-level" and isinstance(space.operator, LinearOperator)
+        fitted_later = self.final == "noise-level" and space.problem.is_linear
         return space.decode(latent if fitted_later else self._fit_latent(space, latent))
 
     def _soft_step(self, space: PriorSpace, latent: Tensor, step: DDIMStep) -> Tensor:
