@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from treg_med.codec import ImageCodec, Shoulder
+from treg_med.codec import ImageCodec, SoftClip
 from treg_med.data.records import Geometry
 from treg_med.errors import ConfigError, GeometryError, NumericsError
 
@@ -45,20 +45,20 @@ def test_prior_sees_the_image_upright_and_the_turn_is_undone() -> None:
 
 @pytest.mark.parametrize(("knee", "softness"), [(2.0, 2.0), (0.9, 0.5)])
 def test_shoulder_is_smooth_and_undone_for_lung_bone_and_metal(knee: float, softness: float) -> None:
-    shoulder = Shoulder(knee, softness)
+    soft_clip = SoftClip(knee, softness)
     hounsfield = torch.tensor([-1100.0, -1000.0, -950.0, 0.0, 60.0, 899.0, 1999.0, 2001.0, 3000.0, 20000.0]).double()
     image = hounsfield / 1000
-    compressed = shoulder.compress(image)
-    torch.testing.assert_close(shoulder.expand(compressed), image, rtol=1e-12, atol=1e-12)
+    compressed = soft_clip.compress(image)
+    torch.testing.assert_close(soft_clip.expand(compressed), image, rtol=1e-12, atol=1e-12)
     assert torch.equal(compressed[image <= knee], image[image <= knee])
     assert bool((compressed.diff() > 0).all())
     edge = torch.tensor([knee + 1e-6], dtype=torch.float64)
-    assert float(shoulder.compress(edge) - knee) == pytest.approx(1e-6, rel=1e-4)
-    assert bool(torch.isfinite(shoulder.expand(torch.full((1,), 1e9))).all())
+    assert float(soft_clip.compress(edge) - knee) == pytest.approx(1e-6, rel=1e-4)
+    assert bool(torch.isfinite(soft_clip.expand(torch.full((1,), 1e9))).all())
 
 
 def test_codec_stays_affine_with_a_shoulder() -> None:
-    codec = ImageCodec((8, 8), 8, 1 / (2 * 0.02), shoulder=Shoulder())
+    codec = ImageCodec((8, 8), 8, 1 / (2 * 0.02), soft_clip=SoftClip())
     water, bone = torch.full((8, 8), 0.02), torch.full((8, 8), 0.08)
     torch.testing.assert_close(codec.encode(water), torch.zeros(1, 1, 8, 8))
     torch.testing.assert_close(codec.encode(bone), torch.full((1, 1, 8, 8), 3.0))
@@ -68,4 +68,4 @@ def test_codec_stays_affine_with_a_shoulder() -> None:
     plain = ImageCodec((8, 8))
     assert plain.compress(bone) is bone and plain.expand(bone) is bone
     with pytest.raises(ConfigError, match="softness"):
-        Shoulder(softness=0.0)
+        SoftClip(softness=0.0)

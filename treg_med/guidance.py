@@ -137,7 +137,7 @@ class Guidance:
 
         def restricted(change: Tensor) -> Tensor:
             if self.region is not None:
-                change = change * codec.place(self.region.to(change))
+                change = change * codec.pad(self.region.to(change))
             return change if self.annulus is None else _band(change, *self.annulus)
 
         return restricted

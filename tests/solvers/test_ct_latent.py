@@ -1,4 +1,4 @@
-"""Latent methods on sinograms: Hounsfield window, shoulder, and a classical start that knows the weights."""
+"""Latent methods on sinograms: Hounsfield window, soft clip, and a classical start that knows the weights."""
 
 from dataclasses import replace
 
@@ -72,7 +72,7 @@ def test_encoded_values_are_hounsfield_units_over_a_thousand() -> None:
     hounsfield[:8], hounsfield[8:16], hounsfield[16:20], hounsfield[20:22] = -1000, -950, 3000, 20000
     image = _truth(space, hounsfield)
     torch.testing.assert_close(image[0, 0], hounsfield / 1000, rtol=1e-5, atol=1e-5)
-    # This prior encodes by the identity: what comes back went through the shoulder and out again.
+    # This prior encodes by the identity: what comes back went through the soft clip and out again.
     torch.testing.assert_close(space.decode(space.encode(image)), image, rtol=1e-4, atol=1e-5)
     assert float(space.encode(image).max()) < 7
 
@@ -93,7 +93,7 @@ def test_without_water_the_upper_level_is_the_end_of_the_range() -> None:
     solver = get_solver("treg", steps=2)
     rec = solver(data, prior=gaussian_prior(), generator=torch.Generator().manual_seed(0))
     assert "codec" not in rec.settings
-    assert _space(data).codec.shoulder is None
+    assert _space(data).codec.soft_clip is None
 
 
 def test_control_is_the_weighted_classical_image() -> None:

@@ -42,7 +42,7 @@ def _coil_space() -> PriorSpace:
 
 
 def _blank(problem: PriorSpace) -> Tensor:
-    return problem.codec.place(torch.zeros(*problem.batch_shape, *problem.codec.shape, dtype=torch.float64))
+    return problem.codec.pad(torch.zeros(*problem.batch_shape, *problem.codec.shape, dtype=torch.float64))
 
 
 def test_backprojection_is_the_adjoint_and_gram_the_product() -> None:

@@ -19,6 +19,7 @@ import dataclasses
 import math
 import sys
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -223,6 +224,8 @@ class Solver(ABC):
         Whether images may have other than two dimensions, as those of a cone beam.
     weighted
         Whether the solver uses the statistical weights of the data; if not, it takes all measured samples as equal.
+    renamed
+        Settings by the names that they had until version 0.1, which still work, with a warning.
     """
 
     name: ClassVar[str]
@@ -231,6 +234,7 @@ class Solver(ABC):
     stochastic: ClassVar[bool] = False
     volumes: ClassVar[bool] = False
     weighted: ClassVar[bool] = True
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         """Check every setting."""
@@ -248,6 +252,13 @@ class Solver(ABC):
         if preset not in cls.presets:
             known = ", ".join(cls.presets)
             raise ConfigError(f"solver {cls.name!r}: expected a preset among {known}; got {preset!r}")
+        for old in cls.renamed.keys() & settings.keys():
+            warnings.warn(
+                f"the setting {old!r} of solver {cls.name!r} is now called {cls.renamed[old]!r}",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            settings[cls.renamed[old]] = settings.pop(old)
         known_settings = [entry.name for entry in dataclasses.fields(cls)]
         for key in settings:
             if key not in known_settings:

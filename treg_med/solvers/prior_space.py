@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from treg_med.codec import ImageCodec, Shoulder
+from treg_med.codec import ImageCodec, SoftClip
 from treg_med.errors import NumericsError
 from treg_med.guidance import Guidance, guided_prediction, single_pass
 from treg_med.operators import conjugate_gradient
@@ -27,7 +27,7 @@ class PriorSpace:
     With the codec's geometry C (turn upright, pad), its scale s and the phase :math:`\phi` carried beside the
     magnitude, :math:`B(x) - b = 2 s\, (A(e^{i\phi} C^{-1} (x + 1) / (2 s)) - y)`. B has the norm of A, so the constants
     of publications that measure images in [-1, 1] keep their meaning. B is affine whatever the networks of the prior
-    see: a shoulder of the codec lies between them and x, in `encode` and `decode`. The leading dimensions of the
+    see: a soft clip of the codec lies between them and x, in `encode` and `decode`. The leading dimensions of the
     problem are flattened into n, and nothing here mixes the items of a batch.
 
     Parameters
@@ -93,15 +93,15 @@ class PriorSpace:
         image = self.problem.linear.adjoint(data.reshape(*self.batch_shape, *data.shape[1:]))
         if self.rotation is not None:
             image = image * self.rotation.conj()
-        return self.codec.place(image.real if image.is_complex() else image)
+        return self.codec.pad(image.real if image.is_complex() else image)
 
     def gram(self, image: Tensor) -> Tensor:
         """Return ``B^T B x`` without the offset of the range; for linear operators."""
-        cropped = self.codec.crop(image, self.batch_shape)
+        cropped = self.codec.unpad(image, self.batch_shape)
         turned = self.problem.linear.gram(cropped if self.rotation is None else cropped * self.rotation)
         if self.rotation is not None:
             turned = (turned * self.rotation.conj()).real
-        return self.codec.place(turned)
+        return self.codec.pad(turned)
 
     def norm(self) -> float:
         """Return the largest gain of B, for which that of A is taken."""
@@ -196,7 +196,7 @@ class PriorSpace:
     def blank_latent(self) -> Tensor:
         """Return the latents ``(n, c, h, w)`` of grey images."""
         grey = torch.zeros(*self.batch_shape, *self.codec.shape, device=self.problem.y.device)
-        return self.encode(self.codec.place(grey.to(self.noise_std.dtype)))
+        return self.encode(self.codec.pad(grey.to(self.noise_std.dtype)))
 
     @property
     def gain(self) -> float:
@@ -253,16 +253,16 @@ class PriorSpace:
 def codec_for(problem: Problem, prior: Prior, magnitude: Tensor | None = None) -> ImageCodec:
     """Return a codec that shows the prior an upright image of the level it was trained on.
 
-    Where the attenuation of water is known that is the window from -1000 to 1000 HU, with a soft shoulder for bone and
+    Where the attenuation of water is known that is the window from -1000 to 1000 HU, with a soft clip for bone and
     metal: ``encoded = HU / 1000``. Else it is the upper level of a first image, or without one the working units, in
     which the maximum is about one.
     """
     height, width = problem.operator.domain_shape
     if problem.mu_water is not None:
-        shoulder = Shoulder()
+        soft_clip = SoftClip()
         codec = ImageCodec((height, width), prior.image_multiple, 1 / (2 * problem.mu_water * problem.scale))
-        codec = replace(codec, shoulder=shoulder)
-        problem.note(codec={"window_hu": [-1000, 1000], "mu_water": problem.mu_water, **asdict(shoulder)})
+        codec = replace(codec, soft_clip=soft_clip)
+        problem.note(codec={"window_hu": [-1000, 1000], "mu_water": problem.mu_water, **asdict(soft_clip)})
     else:
         scale = 1.0 if magnitude is None else 1 / _upper_level(magnitude)
         codec = ImageCodec((height, width), prior.image_multiple, scale)

@@ -24,11 +24,11 @@ __all__ = ["TReg"]
 
 
 class Estimate(NamedTuple):
-    """What the prior makes of an image on one grid: latents ``(k n, ...)``, their image and the next image."""
+    """What the prior makes of an image on one grid: latents ``(k n, ...)``, their image D(z_0), and the next image d."""
 
     shift: Shift
     latent: Prediction
-    seen: Tensor
+    decoded: Tensor
     denoised: Tensor
 
 
@@ -51,12 +51,11 @@ class TReg(Solver):
     The network is told the noise it gets: of the level :math:`\sigma_k` only that part is added which the image does
     not hold already, :math:`\nu_k` being what the last data step let in. What the autoencoder cannot represent is
     kept where it stands above that noise (soft threshold S). :math:`\phi` is the phase carried beside the magnitude,
-    :math:`\tau_k` = `trust` :math:`\sigma_k`, r = `relaxation` and :math:`c_n` = `noise_memory` (``sqrt(1 - a)`` in
-    the publication). With `antithetic` the clean estimate is the mean over n and -n. With `cycle_spinning` E and D
-    stand on another grid in every step, moved by a part of a latent pixel, and the last step takes the mean over all
-    four; :math:`z_0^{(k-1)}` is carried over through the image. The loop starts from the
-    classical reconstruction, or from pure noise; a last step in pixel space brings the image to the noise level of the
-    data.
+    :math:`\tau_k` = `prior_error` :math:`\sigma_k`, r = `relaxation` and :math:`c_n` = `noise_memory` (``sqrt(1 -
+    a)`` in the publication). With `antithetic` the clean estimate is the mean over n and -n. With `cycle_spinning` E
+    and D stand on another grid in every step, moved by a part of a latent pixel, and the last step takes the mean over
+    all four; :math:`z_0^{(k-1)}` is carried over through the image. The loop starts from the classical reconstruction,
+    or from pure noise; a last step in pixel space brings the image to the noise level of the data.
 
     Kim, Park, Chung, Ye: Regularization by Texts for Latent Diffusion Inverse Solvers, ICLR 2025, arXiv 2311.15658.
     Noise levels of a plug-and-play loop: Zhu et al., DiffPIR, CVPR workshops 2023, arXiv 2305.08995. Adaptive negation
@@ -66,6 +65,7 @@ class TReg(Solver):
     name: ClassVar[str] = "treg"
     needs_prior: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
+    renamed: ClassVar[Mapping[str, str]] = {"trust": "prior_error", "own_noise": "image_noise"}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
         # The start by weighted total variation is nearer the truth than that of MR, and detail that projections hardly
@@ -77,7 +77,7 @@ class TReg(Solver):
             "start_noise": 0.3,
             "guidance_scale": 2.0,
             "relaxation": 1.0,
-            "own_noise": 0.0,
+            "image_noise": 0.0,
             "antithetic": False,
             "noise_memory": None,
             "cycle_spinning": False,
@@ -95,10 +95,10 @@ class TReg(Solver):
         1.7, above=0.0, maximum=2.0, help="step towards the prior's estimate; 1 takes it whole, as the last step does"
     )
     data_every: int = setting(1, minimum=1, help="a data step every that many diffusion steps")
-    trust: float = setting(
-        3.0, above=0.0, help="error tau_k of the prior's estimate per noise level: larger trusts the data more"
+    prior_error: float = setting(
+        3.0, above=0.0, help="error tau_k of the prior's estimate per noise level: larger follows the data more"
     )
-    own_noise: float = setting(
+    image_noise: float = setting(
         1.1, minimum=0.0, help="noise in an image fitted to the data, in units of the data's noise per real part"
     )
     noise_memory: float | None = setting(
@@ -126,21 +126,21 @@ class TReg(Solver):
         phase = CarriedPhase.of(classical, self.phase_width)
         magnitude = phase.along(classical.image)
         codec = codec_for(problem, prior, classical.image.abs())
-        units = 2 * torch.as_tensor(codec.scale, device=magnitude.device)  # of the prior's range per working unit
+        range_per_unit = 2 * torch.as_tensor(codec.scale, device=magnitude.device)  # of the prior, per working unit
         data = PhaseAwareDataStep(problem, max_iter=self.data_iterations)
         space = PriorSpace(problem, prior, codec)
         current = denoised = codec.encode(magnitude)
         levels = self._levels(space)
         if self.start == "noise":
             current = space.decode(torch.zeros_like(space.encode(current)))
-        own = torch.zeros_like(levels[0].std)
+        noise_held = torch.zeros_like(levels[0].std)
         shifts = grid_shifts(prior) if self.cycle_spinning else ((0, 0),)
         before: Estimate | None = None
         for step, level in enumerate(levels):
             last = step == len(levels) - 1
             if self.use_prior:
                 chosen = shifts if last else (shifts[step % len(shifts)],)
-                found = [self._estimate(space, current, before, level, own, shift) for shift in chosen]
+                found = [self._estimate(space, current, before, level, noise_held, shift) for shift in chosen]
                 before = found[-1]
                 denoised = torch.stack([estimate.denoised for estimate in found]).mean(0)
             if last:
@@ -148,11 +148,11 @@ class TReg(Solver):
                 break
             magnitude = codec.decode(torch.lerp(current, denoised, self.relaxation), problem.batch_shape)
             if step % self.data_every == 0:
-                error = (self.trust * level.std).reshape(problem.batch_shape) / units
-                image = data(magnitude, phase, error)
+                prior_error = (self.prior_error * level.std).reshape(problem.batch_shape) / range_per_unit
+                image = data(magnitude, phase, prior_error)
                 phase = phase.refined(image)
                 magnitude = phase.along(image)
-                own = torch.minimum(self._own_noise(space, error), level.std)
+                noise_held = torch.minimum(self._image_noise(space, prior_error), level.std)
             image = magnitude * phase.rotation
             problem.log(
                 "treg",
@@ -181,50 +181,50 @@ class TReg(Solver):
         current: Tensor,
         before: Estimate | None,
         level: NoiseLevel,
-        own: Tensor,
+        noise_held: Tensor,
         shift: Shift,
     ) -> Estimate:
         """Estimate the image behind the current one with the autoencoder's grid moved by a shift."""
-        known = space.encode(moved(current, shift))
+        encoded = space.encode(moved(current, shift))
         if before is not None and before.shift != shift:
-            carried = space.encode(moved(before.seen, shift))
+            carried = space.encode(moved(before.decoded, shift))
             before = before._replace(latent=before.latent._replace(clean=self._copies(carried)))
-        latent = self._noised(space.problem, space.prior, known, before and before.latent, level, own)
+        latent = self._noised(space.problem, space.prior, encoded, before and before.latent, level, noise_held)
         found = space.predict(latent, level.step, self.guidance_scale)
-        seen = moved(space.decode(found.clean.unflatten(0, (-1, len(known))).mean(0)), shift, -1)
-        kept = current - moved(space.decode(known), shift, -1)
-        return Estimate(shift, found, seen, seen + _soft_threshold(kept, own))
+        decoded = moved(space.decode(found.clean.unflatten(0, (-1, len(encoded))).mean(0)), shift, -1)
+        not_represented = current - moved(space.decode(encoded), shift, -1)
+        return Estimate(shift, found, decoded, decoded + _soft_threshold(not_represented, noise_held))
 
     def _copies(self, latent: Tensor) -> Tensor:
         """Latents ``(n, ...)`` or their antithetic copies ``(2 n, ...)``."""
         return latent.repeat(2 if self.antithetic else 1, 1, 1, 1)
 
-    def _own_noise(self, space: PriorSpace, error: Tensor) -> Tensor:
-        """Noise of the data in the image after a data step that weighed the prior by sigma^2 / error^2."""
-        share = 1 / (1 + (space.problem.noise_std / error).square())
-        return self.own_noise * space.noise_std * share.reshape(-1)
+    def _image_noise(self, space: PriorSpace, prior_error: Tensor) -> Tensor:
+        """Noise of the data in the image after a data step that weighed the prior by sigma^2 / tau^2."""
+        share = 1 / (1 + (space.problem.noise_std / prior_error).square())
+        return self.image_noise * space.noise_std * share.reshape(-1)
 
     def _noised(
         self,
         problem: Problem,
         prior: Prior,
-        known: Tensor,
+        encoded: Tensor,
         before: Prediction | None,
         level: NoiseLevel,
-        own: Tensor,
+        noise_held: Tensor,
     ) -> Tensor:
         """Latents of the current image at a noise level, ``(n, ...)`` or the antithetic ``(2 n, ...)``."""
-        fresh = shared_noise(known, problem.generator)
+        fresh = shared_noise(encoded, problem.generator)
         noise = torch.cat([fresh, -fresh]) if self.antithetic else fresh
         copies = len(noise) // len(fresh)
-        known = self._copies(known)
-        alpha = prior.alphas_cumprod[level.timestep].to(known)
-        missing = (1 - (own / level.std).square()).clamp_min(0).sqrt().to(known)
+        encoded = self._copies(encoded)
+        alpha = prior.alphas_cumprod[level.timestep].to(encoded)
+        missing = (1 - (noise_held / level.std).square()).clamp_min(0).sqrt().to(encoded)
         alpha, spread = (per_image(v.repeat(copies), 3) for v in (alpha, (1 - alpha).sqrt() * missing))
         if before is None:
-            return alpha.sqrt() * known + spread * noise
+            return alpha.sqrt() * encoded + spread * noise
         memory = (1 - alpha).sqrt() if self.noise_memory is None else torch.full_like(alpha, self.noise_memory)
-        mixed = alpha * known + (1 - alpha) * before.clean
+        mixed = alpha * encoded + (1 - alpha) * before.clean
         return alpha.sqrt() * mixed + spread * (memory * before.noise + (1 - memory**2).sqrt() * noise)
 
 
