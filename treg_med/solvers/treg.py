@@ -24,7 +24,7 @@ __all__ = ["TReg"]
 
 
 class Estimate(NamedTuple):
-    """What the prior makes of an image on one grid: latents ``(k n, ...)``, their image D(z_0), and the next image d."""
+    """What the prior makes of an image on one grid: latents ``(k n, ...)``, their image D(z_0), the next image d."""
 
     shift: Shift
     latent: Prediction
