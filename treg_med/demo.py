@@ -10,7 +10,7 @@ from treg_med.data import open_scan, sample_path
 from treg_med.volume import Method, VolumeOutcome, reconstruct_volume, with_controls
 
 if TYPE_CHECKING:
-    from treg_med.solvers.base import Callback
+    from treg_med.solvers.problem import Callback
 
 __all__ = ["DEMO_SAMPLE", "DEMO_TEXT", "demo_methods", "run_demo"]
 

@@ -13,8 +13,10 @@ import torch
 from treg_med.data.prompts import check_text
 from treg_med.data.records import Measurement, Reconstruction
 from treg_med.errors import ConfigError, ResourceError
-from treg_med.solvers.base import Callback, Solver, check_data, residual_in_noise_units
+from treg_med.solvers.base import Solver
+from treg_med.solvers.problem import Callback, residual_in_noise_units
 from treg_med.solvers.registry import get_solver
+from treg_med.solvers.working_units import check_data
 
 if TYPE_CHECKING:
     from treg_med.priors.base import Prior

@@ -22,7 +22,7 @@ from treg_med.runs.volume_worker import WorkerSettings
 if TYPE_CHECKING:
     from treg_med.data.source import SliceSource
     from treg_med.priors import LatentPrior
-    from treg_med.solvers.base import Callback
+    from treg_med.solvers.problem import Callback
 
 __all__ = ["Method", "VolumeOutcome", "reconstruct_volume", "with_controls"]
 

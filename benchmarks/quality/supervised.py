@@ -17,8 +17,10 @@ from treg_med.errors import ConfigError
 from treg_med.operators import LinearOperator, Scaled, conjugate_gradient
 from treg_med.operators.ct_operator import CTOperator
 from treg_med.operators.weighted import Weighted
-from treg_med.solvers.base import Problem, Solver, per_image, setting
+from treg_med.settings import setting
+from treg_med.solvers.base import Solver
 from treg_med.solvers.data_step import to_noise_level
+from treg_med.solvers.problem import Problem, per_image
 from treg_med.solvers.total_variation import TotalVariation
 
 __all__ = ["SupervisedUNet"]

@@ -25,7 +25,8 @@ from treg_med.operators import CartesianMRI, Inpainting, birdcage_maps, complex_
 from treg_med.operators.parallel_beam import ParallelBeamCT
 from treg_med.priors import GaussianPrior
 from treg_med.solvers import Progress, available_presets, get_solver
-from treg_med.solvers.base import Solver, residual_in_noise_units
+from treg_med.solvers.base import Solver
+from treg_med.solvers.problem import residual_in_noise_units
 
 SHAPE = (32, 32)
 NOISE = 0.02

@@ -11,9 +11,9 @@ from torch import Tensor
 from treg_med.codec import ImageCodec
 from treg_med.operators import CartesianMRI, complex_gaussian_noise
 from treg_med.priors import GaussianPrior
-from treg_med.solvers.base import Problem
 from treg_med.solvers.latent_solver import LatentSolver
 from treg_med.solvers.prior_space import PriorSpace
+from treg_med.solvers.problem import Problem
 
 SIDE = 16
 NOISE = 0.02

@@ -9,9 +9,9 @@ from treg_med.codec import ImageCodec
 from treg_med.operators import Inpainting
 from treg_med.priors import GaussianMixturePrior
 from treg_med.solvers import get_solver
-from treg_med.solvers.base import Problem
 from treg_med.solvers.latent_solver import LatentSolver
 from treg_med.solvers.prior_space import PriorSpace
+from treg_med.solvers.problem import Problem
 
 
 def _share_on_the_left(name: str, text: str, seeds: int, settings: dict[str, object]) -> float:

@@ -12,7 +12,7 @@ from treg_med.data.records import Measurement
 from treg_med.errors import ConfigError
 from treg_med.operators import CartesianMRI, birdcage_maps, complex_gaussian_noise, random_mask
 from treg_med.solvers import TotalVariation, get_solver
-from treg_med.solvers.base import Problem
+from treg_med.solvers.problem import Problem
 
 SIDE = 80
 NOISE = 0.02

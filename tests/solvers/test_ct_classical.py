@@ -14,8 +14,8 @@ from treg_med.operators import ConeBeamCT, FourierMagnitude
 from treg_med.operators.parallel_beam import ParallelBeamCT
 from treg_med.operators.sinogram_noise import estimate_sinogram_noise_std
 from treg_med.solvers import Problem, Solver, get_solver
-from treg_med.solvers.base import residual_in_noise_units
 from treg_med.solvers.differences import gradient, squared_length
+from treg_med.solvers.problem import residual_in_noise_units
 from treg_med.solvers.tv_splitting import TVSplitting
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from tests.conformance.solvers import MU_WATER, SHAPE, ct_measurement, gaussian_prior
 from treg_med.data.records import Measurement
 from treg_med.solvers import get_solver
-from treg_med.solvers.base import Problem, Solver
+from treg_med.solvers.base import Solver
 from treg_med.solvers.prior_space import PriorSpace, codec_for
+from treg_med.solvers.problem import Problem
 
 _METHODS = {
     "treg": {},

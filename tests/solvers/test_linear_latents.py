@@ -16,8 +16,8 @@ from torch import Tensor
 from treg_med.codec import ImageCodec
 from treg_med.operators import Separable
 from treg_med.priors import GaussianPrior, LinearCodecPrior
-from treg_med.solvers.base import Problem
 from treg_med.solvers.prior_space import PriorSpace
+from treg_med.solvers.problem import Problem
 from treg_med.solvers.resample import ReSample
 
 LATENTS, PIXELS, MEASURED, NOISE = 32, 48, 12, 0.01

@@ -13,9 +13,9 @@ from treg_med.operators import CartesianMRI, FourierMagnitude, Inpainting, birdc
 from treg_med.priors import GaussianPrior
 from treg_med.priors.base import Prediction
 from treg_med.solvers import get_solver
-from treg_med.solvers.base import Problem
 from treg_med.solvers.ddim import ddim_steps
 from treg_med.solvers.prior_space import PriorSpace
+from treg_med.solvers.problem import Problem
 
 
 def _generator(seed: int = 0) -> torch.Generator:

@@ -14,9 +14,9 @@ from treg_med.codec import ImageCodec
 from treg_med.operators import Inpainting, random_pixel_mask
 from treg_med.priors import LatentPrior
 from treg_med.solvers import get_solver
-from treg_med.solvers.base import Problem
 from treg_med.solvers.ddim import ddim_steps
 from treg_med.solvers.prior_space import PriorSpace
+from treg_med.solvers.problem import Problem
 from treg_med.solvers.treg_published import PublishedTReg
 
 SIZE = 32

@@ -16,7 +16,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from treg_med.runs.driver import RunProgress
     from treg_med.runs.plan import VolumeOutcome
-    from treg_med.solvers.base import Callback
+    from treg_med.solvers.problem import Callback
 
 __all__ = ["method_table", "print_json", "print_warnings", "progress_bar", "run_bar", "stdout", "training_bar"]
 

@@ -33,11 +33,11 @@ from treg_med.report.unseen_words import UnseenWords, unseen_words
 from treg_med.report.words import AROUND_LESION, OF_LESION, WordTest, word_tests
 from treg_med.report.words_alone import WordsAlone, words_alone
 from treg_med.settings import check_settings, setting
-from treg_med.solvers.base import Progress
+from treg_med.solvers.problem import Progress
 from treg_med.training.slices import CaptionedSlices
 
 if TYPE_CHECKING:
-    from treg_med.solvers.base import Callback
+    from treg_med.solvers.problem import Callback
 
 __all__ = ["DenoisingError", "PriorReport", "ReportSettings", "build_report"]
 

@@ -15,9 +15,9 @@ from treg_med.operators import CartesianMRI
 from treg_med.priors.base import Prediction, Prior
 from treg_med.report.bars import ORACLE_BAR
 from treg_med.report.statistics import mean_and_error
-from treg_med.solvers.base import Problem
 from treg_med.solvers.noise_levels import NoiseLevel, noise_levels
 from treg_med.solvers.prior_space import PriorSpace
+from treg_med.solvers.problem import Problem
 from treg_med.solvers.total_variation import TotalVariation
 from treg_med.solvers.treg import TReg
 from treg_med.training.slices import CaptionedSlices

@@ -29,7 +29,7 @@ from treg_med.runs.volume_files import index_facts
 from treg_med.runs.volume_worker import Assemble, Assembled, Plan, Solve, Solved, WorkerSettings
 
 if TYPE_CHECKING:
-    from treg_med.solvers.base import Callback
+    from treg_med.solvers.problem import Callback
 
 __all__ = ["RunProgress", "drive", "run_volumes"]
 

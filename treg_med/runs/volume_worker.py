@@ -28,7 +28,7 @@ from treg_med.runs.volume_files import index_facts, write_figure, write_page
 
 if TYPE_CHECKING:
     from treg_med.priors.base import Prior
-    from treg_med.solvers.base import Callback
+    from treg_med.solvers.problem import Callback
 
 __all__ = ["Assemble", "Assembled", "Plan", "Solve", "Solved", "VolumeWorker", "WorkerSettings"]
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from treg_med.solvers.registry import available_presets, available_solvers, get_solver, register_solver, solver_class
 
 if TYPE_CHECKING:
-    from treg_med.solvers.base import Problem, Progress, Solver, setting
+    from treg_med.settings import setting
+    from treg_med.solvers.base import Solver
     from treg_med.solvers.cg_sense import CGSense
+    from treg_med.solvers.problem import Problem, Progress
     from treg_med.solvers.total_variation import TotalVariation
     from treg_med.solvers.wavelet import Wavelet
     from treg_med.solvers.zero_filled import ZeroFilled
@@ -35,13 +37,13 @@ __all__ = [
 
 _LAZY = {
     "CGSense": "treg_med.solvers.cg_sense",
-    "Problem": "treg_med.solvers.base",
-    "Progress": "treg_med.solvers.base",
+    "Problem": "treg_med.solvers.problem",
+    "Progress": "treg_med.solvers.problem",
     "Solver": "treg_med.solvers.base",
     "TotalVariation": "treg_med.solvers.total_variation",
     "Wavelet": "treg_med.solvers.wavelet",
     "ZeroFilled": "treg_med.solvers.zero_filled",
-    "setting": "treg_med.solvers.base",
+    "setting": "treg_med.settings",
 }
 
 

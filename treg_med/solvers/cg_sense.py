@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from treg_med.operators import conjugate_gradient
-from treg_med.solvers.base import Problem, Solver, per_image, setting
+from treg_med.settings import setting
+from treg_med.solvers.base import Solver
 from treg_med.solvers.discrepancy import WeightSearch
 from treg_med.solvers.early_stopping import stopped_early
+from treg_med.solvers.problem import Problem, per_image
 
 __all__ = ["CGSense"]
 

@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from treg_med.solvers.base import Problem, Solver, setting
+from treg_med.settings import setting
+from treg_med.solvers.base import Solver
 from treg_med.solvers.early_stopping import stopped_early
+from treg_med.solvers.problem import Problem
 
 __all__ = ["CGLS"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from treg_med.operators import conjugate_gradient
-from treg_med.solvers.base import Problem, per_image
 from treg_med.solvers.phase import smooth_rotation
+from treg_med.solvers.problem import Problem, per_image
 from treg_med.solvers.total_variation import PhasedImage
 
 __all__ = ["CarriedPhase", "PhaseAwareDataStep", "to_noise_level"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from treg_med.solvers.base import per_image
+from treg_med.solvers.problem import per_image
 
 __all__ = ["divergence", "gradient", "inner", "laplacian", "laplacian_spectrum", "shrink", "squared_length"]
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from treg_med.priors.domain_guard import DomainGuard
-from treg_med.solvers.base import Problem
 from treg_med.solvers.prior_space import codec_for
+from treg_med.solvers.problem import Problem
 
 __all__ = ["domain_distance"]
 

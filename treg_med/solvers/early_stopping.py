@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from treg_med.solvers.base import Problem, per_image
+from treg_med.solvers.problem import Problem, per_image
 
 __all__ = ["stopped_early"]
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from treg_med.operators import filtered_backprojection
 from treg_med.operators.ramp_filter import FilterName
-from treg_med.solvers.base import Problem, Solver, setting
+from treg_med.settings import setting
+from treg_med.solvers.base import Solver
+from treg_med.solvers.problem import Problem
 
 __all__ = ["FilteredBackprojection"]
 

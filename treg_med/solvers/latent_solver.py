@@ -11,10 +11,12 @@ from torch import Tensor
 
 from treg_med.errors import ConfigError
 from treg_med.guidance import Guidance
-from treg_med.solvers.base import EarlyStop, Problem, Solver, setting
+from treg_med.settings import setting
+from treg_med.solvers.base import Solver
 from treg_med.solvers.data_step import CarriedPhase, PhaseAwareDataStep, to_noise_level
 from treg_med.solvers.ddim import DDIMStep, ddim_steps, steps_between
 from treg_med.solvers.prior_space import PriorSpace, codec_for
+from treg_med.solvers.problem import EarlyStop, Problem
 from treg_med.solvers.total_variation import TotalVariation
 
 __all__ = ["PUBLISHED", "LatentSolver"]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from treg_med.priors.base import Prediction
-from treg_med.solvers.base import per_image, setting
+from treg_med.settings import setting
 from treg_med.solvers.latent_solver import PUBLISHED, LatentSolver
 from treg_med.solvers.prior_space import PriorSpace
+from treg_med.solvers.problem import per_image
 
 __all__ = ["MPGD"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from treg_med.priors.base import Prediction
-from treg_med.solvers.base import setting
+from treg_med.settings import setting
 from treg_med.solvers.latent_solver import PUBLISHED, LatentSolver
 from treg_med.solvers.prior_space import PriorSpace
 

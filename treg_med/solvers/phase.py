@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from treg_med.solvers.base import per_image
 from treg_med.solvers.differences import inner, laplacian, laplacian_spectrum
+from treg_med.solvers.problem import per_image
 
 __all__ = ["refine_rotation", "smooth_rotation"]
 

@@ -14,9 +14,9 @@ from treg_med.errors import NumericsError
 from treg_med.guidance import Guidance, guided_prediction, single_pass
 from treg_med.operators import conjugate_gradient
 from treg_med.priors.base import Prediction, Prior
-from treg_med.solvers.base import Problem, per_image
 from treg_med.solvers.ddim import DDIMStep
 from treg_med.solvers.noise_levels import encoder_gain
+from treg_med.solvers.problem import Problem, per_image
 
 __all__ = ["PriorSpace", "codec_for", "real_noise", "shared_noise"]
 

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from treg_med.solvers.base import per_image, setting
+from treg_med.settings import setting
 from treg_med.solvers.ddim import DDIMStep
 from treg_med.solvers.latent_solver import PUBLISHED, LatentSolver
 from treg_med.solvers.prior_space import PriorSpace
+from treg_med.solvers.problem import per_image
 
 __all__ = ["ProjDiff"]
 

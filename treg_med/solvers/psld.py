@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from treg_med.solvers.base import setting
+from treg_med.settings import setting
 from treg_med.solvers.latent_solver import PUBLISHED
 from treg_med.solvers.ldps import LDPS
 from treg_med.solvers.prior_space import PriorSpace

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from treg_med.errors import ConfigError
 from treg_med.operators import LinearOperator
-from treg_med.solvers.base import Problem, Solver, per_image, setting
+from treg_med.settings import setting
+from treg_med.solvers.base import Solver
+from treg_med.solvers.problem import Problem, per_image
 
 __all__ = ["SIRT"]
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from treg_med.errors import ConfigError
-from treg_med.solvers.base import Problem, Solver, per_image, setting
+from treg_med.settings import setting
+from treg_med.solvers.base import Solver
 from treg_med.solvers.discrepancy import WeightSearch
 from treg_med.solvers.phase import refine_rotation, smooth_rotation
+from treg_med.solvers.problem import Problem, per_image
 from treg_med.solvers.tv_splitting import TVSplitting
 
 __all__ = ["PWLSTotalVariation", "PhasedImage", "TotalVariation"]

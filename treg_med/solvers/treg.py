@@ -13,11 +13,13 @@ from torch import Tensor
 from treg_med.errors import ConfigError
 from treg_med.guidance import Guidance
 from treg_med.priors.base import Prediction, Prior
-from treg_med.solvers.base import Problem, Solver, per_image, setting
+from treg_med.settings import setting
+from treg_med.solvers.base import Solver
 from treg_med.solvers.data_step import CarriedPhase, PhaseAwareDataStep, to_noise_level
 from treg_med.solvers.grid_shifts import Shift, grid_shifts, moved
 from treg_med.solvers.noise_levels import NoiseLevel, noise_levels
 from treg_med.solvers.prior_space import PriorSpace, codec_for, shared_noise
+from treg_med.solvers.problem import Problem, per_image
 from treg_med.solvers.total_variation import TotalVariation
 
 __all__ = ["TReg"]

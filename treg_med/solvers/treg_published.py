@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from treg_med.guidance import AdaptiveNegation, Guidance
-from treg_med.solvers.base import setting
+from treg_med.settings import setting
 from treg_med.solvers.ddim import DDIMStep, ddim_steps
 from treg_med.solvers.latent_solver import LatentSolver
 from treg_med.solvers.prior_space import PriorSpace

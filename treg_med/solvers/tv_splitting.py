@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from treg_med.solvers.base import per_image
 from treg_med.solvers.differences import (
     divergence,
     gradient,
@@ -15,6 +14,7 @@ from treg_med.solvers.differences import (
     laplacian_spectrum,
     shrink,
 )
+from treg_med.solvers.problem import per_image
 
 __all__ = ["TVSplitting"]
 

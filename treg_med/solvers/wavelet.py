@@ -8,9 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from treg_med.solvers.base import Problem, Solver, per_image, setting
+from treg_med.settings import setting
+from treg_med.solvers.base import Solver
 from treg_med.solvers.differences import inner
 from treg_med.solvers.discrepancy import WeightSearch
+from treg_med.solvers.problem import Problem, per_image
 from treg_med.solvers.wavelets import OrthogonalWavelet
 
 __all__ = ["Wavelet"]

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from treg_med.solvers.base import Problem, Solver
+from treg_med.solvers.base import Solver
+from treg_med.solvers.problem import Problem
 
 __all__ = ["ZeroFilled"]
 
