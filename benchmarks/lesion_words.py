@@ -24,8 +24,8 @@ from torch import Tensor
 
 from treg_med.priors import LatentPrior
 from treg_med.solvers import get_solver
-from treg_med.training.captions import counterfactuals
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import counterfactuals
 
 ACCELERATIONS = (8, 12, 16)
 STARTS = ("classical", "noise")

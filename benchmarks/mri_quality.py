@@ -32,8 +32,8 @@ from treg_med.data.records import Measurement
 from treg_med.operators import CartesianMRI, birdcage_maps, complex_gaussian_noise, radial_mask, random_mask
 from treg_med.priors import LatentPrior
 from treg_med.solvers import get_solver
-from treg_med.training.captions import counterfactuals
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import counterfactuals
 
 NOISE_STD = 10 ** (-35 / 20)
 CENTRE = {4: 0.08, 8: 0.04, 12: 0.03, 16: 0.025, 24: 0.02}

@@ -25,8 +25,8 @@ from solvers import blocks
 
 from treg_med.priors import LatentPrior
 from treg_med.solvers import get_solver
-from treg_med.training.captions import counterfactuals
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import counterfactuals
 
 ACCELERATIONS, LINES, BLOCKS = (4, 8, 16, 24), (20, 10), (8, 16)
 TASKS = (*(f"R={r}" for r in ACCELERATIONS), *(f"{n} lines" for n in LINES), *(f"blocks of {b}" for b in BLOCKS))

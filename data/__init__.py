@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from treg_med.data.prompts import ScanWords, check_text, suggest_text
 from treg_med.data.records import RESEARCH_ONLY, Geometry, Measurement, Reconstruction
 from treg_med.data.sample_scans import SAMPLES, sample_path
 from treg_med.data.sampling import MASK_KINDS
@@ -11,6 +10,8 @@ from treg_med.data.simulate import simulate_scan
 from treg_med.data.simulate_ct import is_hounsfield_volume, simulate_ct_scan
 from treg_med.data.source import ScanHeader, ScanReader, SliceSource, validate_source
 from treg_med.data.writer import VolumeWriter, is_complete, software_versions
+from treg_med.words.safe_text import check_text
+from treg_med.words.scan_words import ScanWords, suggest_text
 
 __all__ = [
     "MASK_KINDS",

@@ -23,13 +23,13 @@ from treg_med.data.ct_simulation import CTSimulation
 from treg_med.data.hdf5_reader import Hdf5File, number_attribute, text_attribute
 from treg_med.data.nifti import NiftiVolume
 from treg_med.data.orientation import choose_slice_axis, oriented_geometry, plane_of, to_images, unknown_geometry
-from treg_med.data.prompts import ScanWords, words_from_label
 from treg_med.data.records import Geometry, Measurement
 from treg_med.data.source import ScanHeader, ScanReader
 from treg_med.errors import ConfigError, FormatError, GeometryError
 from treg_med.operators.ct_angles import arc_degrees
 from treg_med.operators.ct_operator import CTOperator
 from treg_med.operators.hounsfield_units import attenuation, clean_hounsfield
+from treg_med.words.scan_words import ScanWords, words_from_label
 
 __all__ = ["HounsfieldHdf5Reader", "HounsfieldReader", "SimulatedCTReader"]
 

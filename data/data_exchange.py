@@ -23,7 +23,6 @@ from treg_med.data.ct_assemble import NOT_MEDICAL, assemble_ct, check_field_of_v
 from treg_med.data.ct_views import ScannedViews, ViewSelection
 from treg_med.data.hdf5_reader import Hdf5Reader, text_attribute
 from treg_med.data.orientation import unknown_geometry
-from treg_med.data.prompts import ScanWords
 from treg_med.data.records import Measurement
 from treg_med.data.safe_hdf5 import check_fits_memory, hdf5_errors
 from treg_med.data.source import ScanHeader
@@ -32,6 +31,7 @@ from treg_med.operators.counts import LogData, flat_field
 from treg_med.operators.ct_angles import arc_degrees
 from treg_med.operators.parallel_beam import ParallelBeamCT
 from treg_med.operators.rotation_centre import find_rotation_centre
+from treg_med.words.scan_words import ScanWords
 
 __all__ = ["DataExchangeReader"]
 

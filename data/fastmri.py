@@ -38,11 +38,11 @@ from treg_med.data.hdf5_reader import (
     text_attribute,
 )
 from treg_med.data.orientation import unknown_geometry
-from treg_med.data.prompts import ScanWords, words_from_label
 from treg_med.data.records import Measurement
 from treg_med.data.safe_hdf5 import hdf5_errors
 from treg_med.data.source import ScanHeader
 from treg_med.errors import FormatError, GeometryError, NumericsError, UnsafeFileError
+from treg_med.words.scan_words import ScanWords, words_from_label
 
 __all__ = ["EncodingHeader", "FastMriReader", "crop_readout", "parse_encoding_header"]
 

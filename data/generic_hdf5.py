@@ -39,12 +39,12 @@ from treg_med.data.hdf5_reader import (
     text_attribute,
 )
 from treg_med.data.orientation import unknown_geometry
-from treg_med.data.prompts import ScanWords
 from treg_med.data.records import Geometry, Measurement
 from treg_med.data.sampling import MASK_KINDS
 from treg_med.data.simulation import PHASES
 from treg_med.data.source import ScanHeader
 from treg_med.errors import FormatError, GeometryError, UnsafeFileError
+from treg_med.words.scan_words import ScanWords
 
 __all__ = ["LAYOUT", "LAYOUT_VERSION", "RawKspaceReader", "read_geometry", "read_operations"]
 

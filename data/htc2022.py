@@ -22,12 +22,12 @@ from treg_med.data.ct_assemble import NOT_MEDICAL, assemble_ct, check_field_of_v
 from treg_med.data.ct_views import ScannedViews, ViewSelection
 from treg_med.data.hdf5_reader import Hdf5Reader, number_attribute
 from treg_med.data.orientation import unknown_geometry
-from treg_med.data.prompts import ScanWords
 from treg_med.data.records import Measurement
 from treg_med.data.source import ScanHeader
 from treg_med.errors import ConfigError, FormatError, GeometryError
 from treg_med.operators.ct_angles import arc_degrees
 from treg_med.operators.fan_beam import FanBeamCT
+from treg_med.words.scan_words import ScanWords
 
 __all__ = ["Htc2022Reader"]
 

@@ -39,7 +39,6 @@ from treg_med.data.ct_views import ViewSelection
 from treg_med.data.ct_volume import SimulatedCTReader
 from treg_med.data.hdf5_reader import Hdf5File, Hdf5Reader
 from treg_med.data.orientation import unknown_geometry
-from treg_med.data.prompts import ScanWords
 from treg_med.data.records import Geometry, Measurement
 from treg_med.data.safe_hdf5 import check_readable_file, sha256_of
 from treg_med.data.source import ScanHeader
@@ -47,6 +46,7 @@ from treg_med.errors import ConfigError, FormatError
 from treg_med.operators.counts import log_transform
 from treg_med.operators.ct_angles import arc_degrees
 from treg_med.operators.parallel_beam import ParallelBeamCT
+from treg_med.words.scan_words import ScanWords
 
 __all__ = ["IMAGE_SHAPE", "SINOGRAM_SHAPE", "LodopabReader", "LodopabTruthReader"]
 

@@ -28,7 +28,6 @@ from nibabel.wrapstruct import WrapStructError
 
 from treg_med.data.assemble import INVERSE_CRIME, assemble_measurement
 from treg_med.data.orientation import choose_slice_axis, oriented_geometry, plane_of, to_images
-from treg_med.data.prompts import ScanWords, words_from_label
 from treg_med.data.records import Geometry, Measurement
 from treg_med.data.safe_hdf5 import check_bomb, check_fits_memory
 from treg_med.data.simulation import KspaceSimulation
@@ -42,6 +41,7 @@ from treg_med.errors import (
     TregMedError,
     UnsafeFileError,
 )
+from treg_med.words.scan_words import ScanWords, words_from_label
 
 __all__ = ["NiftiReader", "NiftiVolume", "looks_like_hounsfield", "looks_like_nifti"]
 

@@ -19,13 +19,13 @@ from treg_med.data.atomic import StagedFiles, check_writable_folder, safe_name, 
 from treg_med.data.generic_hdf5 import LAYOUT, LAYOUT_VERSION
 from treg_med.data.nifti import NiftiReader, looks_like_nifti
 from treg_med.data.orientation import slices_geometry, unknown_geometry
-from treg_med.data.prompts import ScanWords
 from treg_med.data.records import RESEARCH_ONLY, Geometry
 from treg_med.data.safe_hdf5 import check_readable_file
 from treg_med.data.scan_formats import FileContent
 from treg_med.data.simulation import KspaceSimulation
 from treg_med.errors import ConfigError, FormatError, NumericsError, ResourceError
 from treg_med.operators import SamplingMask
+from treg_med.words.scan_words import ScanWords
 
 __all__ = ["checked_target", "chosen_slices", "simulate_scan"]
 

@@ -39,7 +39,6 @@ from treg_med.data.ct_assemble import CT_INVERSE_CRIME, NOT_MEDICAL, assemble_ct
 from treg_med.data.ct_views import ScannedViews, ViewSelection
 from treg_med.data.generic_hdf5 import read_geometry, read_operations
 from treg_med.data.hdf5_reader import Hdf5Reader, number_attribute, text_attribute
-from treg_med.data.prompts import ScanWords
 from treg_med.data.records import Measurement
 from treg_med.data.source import ScanHeader
 from treg_med.errors import FormatError, GeometryError, NumericsError
@@ -48,6 +47,7 @@ from treg_med.operators.ct_angles import arc_degrees
 from treg_med.operators.ct_operator import CTOperator
 from treg_med.operators.fan_beam import FanBeamCT
 from treg_med.operators.parallel_beam import ParallelBeamCT
+from treg_med.words.scan_words import ScanWords
 
 __all__ = ["LAYOUT", "LAYOUT_VERSION", "SinogramReader"]
 

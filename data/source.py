@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 
-from treg_med.data.prompts import ScanWords, suggest_text
 from treg_med.data.records import Geometry, Measurement
 from treg_med.data.safe_hdf5 import sha256_of
 from treg_med.errors import ConfigError, FormatError, ResourceError, TregMedError
+from treg_med.words.scan_words import ScanWords, suggest_text
 
 __all__ = ["ScanHeader", "ScanReader", "SliceSource", "validate_source"]
 

@@ -43,9 +43,9 @@ def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """vae/, unet/, scheduler/, text_encoder/ and tokenizer/ of random weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from treg_med.training.captions import SliceAttributes
     from treg_med.training.denoiser import build_denoiser, build_scheduler, with_word_map
     from treg_med.training.text_encoder import build_tokenizer
+    from treg_med.words.captions import SliceAttributes
 
     folder = tmp_path_factory.mktemp("prior")
     tiny_autoencoder().save_pretrained(folder / "vae")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from treg_med.data.prompts import check_text
 from treg_med.data.records import Measurement, Reconstruction
 from treg_med.errors import ConfigError, ResourceError
 from treg_med.solvers.base import Solver
 from treg_med.solvers.problem import Callback, residual_in_noise_units
 from treg_med.solvers.registry import get_solver
 from treg_med.solvers.working_units import check_data
+from treg_med.words.safe_text import check_text
 
 if TYPE_CHECKING:
     from treg_med.priors.base import Prior

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from treg_med.evaluation.prompt_arms import arm_texts, contradiction, derangement
-from treg_med.training.captions import read_attributes
+from treg_med.words.captions import read_attributes
 
 ALL = ("right", "empty", "wrong", "shuffled")
 

@@ -11,8 +11,8 @@ from transformers import CLIPConfig, CLIPModel
 from treg_med.errors import ConfigError, ResourceError, UnsafeFileError
 from treg_med.guidance import AdaptiveNegation, JointScorer
 from treg_med.priors.clip_scorer import CLIPScorer
-from treg_med.training.captions import SliceAttributes
 from treg_med.training.text_encoder import build_tokenizer
+from treg_med.words.captions import SliceAttributes
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_unseen_subjects_round_trip_as_the_card_says(prior: LatentPrior, shared:
 
 
 def test_prior_denoises_unseen_subjects_as_its_card_says(prior: LatentPrior, shared: Path) -> None:
-    from treg_med.report.one_step import denoising_error
+    from treg_med.assessment.one_step import denoising_error
     from treg_med.training.slices import CaptionedSlices
 
     slices = CaptionedSlices.load(shared / "slices" / "brain_mr_slices_2d.h5", "val", subjects_only="ms_").every(60)
@@ -104,8 +104,8 @@ def test_prior_denoises_unseen_subjects_as_its_card_says(prior: LatentPrior, sha
 
 
 def test_the_scorer_tells_contrasts_and_planes_of_phantoms_it_never_saw(prior: LatentPrior) -> None:
-    from treg_med.report.agreement import scorer_wins
-    from treg_med.report.slice_sets import phantom_slices
+    from treg_med.assessment.agreement import scorer_wins
+    from treg_med.assessment.slice_sets import phantom_slices
 
     assert prior.scorer is not None
     phantoms = phantom_slices(24, 256, 1, torch.Generator().manual_seed(77), lesion_share=0.7)

@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import treg_med as tm
+from treg_med.assessment.slice_sets import phantom_slices
 from treg_med.cli import app
 from treg_med.data import simulate_scan
 from treg_med.data.phantoms import phantom_volume
@@ -21,7 +22,6 @@ from treg_med.priors.adapter_files import AdapterFolder
 from treg_med.priors.adapters import _note
 from treg_med.priors.base import Prediction
 from treg_med.priors.domain_guard import DOMAIN, DomainGuard, calibrate_domain, domain_features
-from treg_med.report.slice_sets import phantom_slices
 from treg_med.runs.batching import AdaptiveBatch
 
 SIZE = 64

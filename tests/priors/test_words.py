@@ -44,6 +44,6 @@ def test_a_card_that_says_nothing_useful_warns_of_nothing(broken: Any) -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import treg_med.training.captions, sys; print('torch' in sys.modules)"
+    code = "import treg_med.words, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "False"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from treg_med.priors import GaussianPrior
-from treg_med.training.captions import read_attributes
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import read_attributes
 
 SIDE = 24
 

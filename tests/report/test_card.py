@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from treg_med.assessment.card import record_understanding
 from treg_med.data.atomic import StagedFiles
 from treg_med.errors import FormatError, ResourceError
 from treg_med.priors import LatentPrior
-from treg_med.report.card import record_understanding
 
 SIDE = {"side": {"wins": 0.52, "slices": 96, "interval": [0.42, 0.62], "follows": False}}
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.report.exact import SIDE, CaptionReader, covariance, draw
+from treg_med.assessment.classical import Image, psnr, total_variation, tuned_weight
+from treg_med.assessment.gain import denoising_gain
+from treg_med.assessment.oracle import oracle_start, oracle_treg
 from treg_med.errors import NumericsError
-from treg_med.report.classical import Image, psnr, total_variation, tuned_weight
-from treg_med.report.gain import denoising_gain
-from treg_med.report.oracle import oracle_start, oracle_treg
 from treg_med.solvers.treg import TReg
 from treg_med.training.slices import CaptionedSlices
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from tests.report.scorer import tiny_scorer
+from treg_med.assessment.drawn_slices import drawn_slices, varied_rows
+from treg_med.assessment.memorisation import memorisation_audit, nearest_slices
+from treg_med.assessment.sample_quality import precision_and_recall, sample_quality
+from treg_med.assessment.slice_sets import phantom_slices
 from treg_med.errors import ConfigError
 from treg_med.priors import LatentPrior
-from treg_med.report.drawn_slices import drawn_slices, varied_rows
-from treg_med.report.memorisation import memorisation_audit, nearest_slices
-from treg_med.report.sample_quality import precision_and_recall, sample_quality
-from treg_med.report.slice_sets import phantom_slices
 from treg_med.training.slices import CaptionedSlices
 
 SIZE = 64

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.report.exact import SIDE, CaptionReader
-from treg_med.report.paired import CONTRAST_TEXTS, SIDE_TEXTS, paired_samples
+from treg_med.assessment.paired import CONTRAST_TEXTS, SIDE_TEXTS, paired_samples
 from treg_med.sampling import draw_samples
-from treg_med.training.captions import read_attributes
 from treg_med.training.phantoms import PATIENT_LEFT_IS
+from treg_med.words.captions import read_attributes
 
 STD = 0.05
 

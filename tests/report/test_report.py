@@ -16,19 +16,19 @@ import torch
 from typer.testing import CliRunner, Result
 
 from tests.report.scorer import tiny_scorer
+from treg_med.assessment import build
+from treg_med.assessment.build import PriorReport, ReportSettings, build_report
+from treg_med.assessment.card import record_understanding
+from treg_med.assessment.one_step import usable_levels
+from treg_med.assessment.slice_sets import phantom_slices, real_slices
+from treg_med.assessment.unseen_words import general_words
 from treg_med.cli import app
 from treg_med.data import simulate_scan
 from treg_med.data.phantoms import phantom_volume
 from treg_med.errors import ConfigError, FormatError
 from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors import LatentPrior
-from treg_med.report import build
-from treg_med.report.build import PriorReport, ReportSettings, build_report
-from treg_med.report.card import record_understanding
 from treg_med.report.html import render
-from treg_med.report.one_step import usable_levels
-from treg_med.report.slice_sets import phantom_slices, real_slices
-from treg_med.report.unseen_words import general_words
 
 SIZE = 32
 TINY = ReportSettings(
@@ -121,7 +121,7 @@ def test_a_random_prior_follows_nothing_that_its_card_could_boast_of(report: Pri
 def test_without_slices_only_phantoms_and_the_packaged_scan(
     tiny_prior_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from treg_med.report import sample_scan
+    from treg_med.assessment import sample_scan
 
     shown = sample_scan.SampleScan("brain", "aGVsbG8=")
     monkeypatch.setattr(build, "show_sample_scan", lambda prior: shown)
@@ -136,7 +136,7 @@ def test_without_slices_only_phantoms_and_the_packaged_scan(
 
 @pytest.mark.slow
 def test_packaged_scan_is_drawn(tiny_prior_folder: Path) -> None:
-    from treg_med.report.sample_scan import show_sample_scan
+    from treg_med.assessment.sample_scan import show_sample_scan
 
     shown = show_sample_scan(LatentPrior.from_pretrained(tiny_prior_folder))
     assert base64.b64decode(shown.picture).startswith(b"\x89PNG")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.report.exact import SIDE, CaptionReader, contrast_of, draw
-from treg_med.report.card import understanding
-from treg_med.report.statistics import Rate, mean_and_error, win
-from treg_med.report.words import AROUND_LESION, WHOLE_IMAGE, WordTest, word_tests
-from treg_med.training.captions import read_attributes
+from treg_med.assessment.card import understanding
+from treg_med.assessment.statistics import Rate, mean_and_error, win
+from treg_med.assessment.words import AROUND_LESION, WHOLE_IMAGE, WordTest, word_tests
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import read_attributes
 
 CONTRASTS = {"T1w": -0.4, "T2w": 0.4, "FLAIR": 0.0}
 LESION = "axial T2-FLAIR brain MRI; large infarct in the {} frontal lobe"

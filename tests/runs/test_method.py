@@ -9,12 +9,12 @@ import pytest
 from torch import Tensor
 
 from treg_med.data.plain import plain
-from treg_med.data.prompts import ScanWords
 from treg_med.data.source import ScanHeader
 from treg_med.errors import ConfigError
 from treg_med.runs.method import Method, MethodChoice, with_controls
 from treg_med.settings import setting
 from treg_med.solvers import Problem, Solver, registry
+from treg_med.words.scan_words import ScanWords
 
 
 def header(*, views: int | None = None, medical: bool = True, **words: str) -> ScanHeader:

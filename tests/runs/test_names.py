@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from treg_med.data.atomic import safe_name
-from treg_med.data.prompts import ScanWords
 from treg_med.errors import ConfigError
 from treg_med.runs.names import VARIANTS, output_name, unique_labels
+from treg_med.words.scan_words import ScanWords
 
 MRI, CT = ScanWords(modality="MRI"), ScanWords(modality="CT")
 

@@ -17,7 +17,6 @@ from treg_med.priors.domain_guard import DomainGuard
 from treg_med.priors.word_map import WordMap
 from treg_med.training.autoencoder import build_autoencoder
 from treg_med.training.batches import Batch, CaptionedBatches, TextStates, slice_caption
-from treg_med.training.captions import read_attributes
 from treg_med.training.config import AutoencoderSettings, DenoiserSettings, PriorFacts
 from treg_med.training.denoiser import averaged_denoiser, build_denoiser, build_scheduler
 from treg_med.training.denoiser_training import _errors, train_denoiser
@@ -26,6 +25,7 @@ from treg_med.training.journal import Journal
 from treg_med.training.noise_draw import draw_crop_timesteps, draw_timesteps
 from treg_med.training.precision import faster_precision
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import read_attributes
 
 TINY = {"batch": 4, "crop": 32, "channels": [16, 32], "warmup": 2, "precision": "float32"}
 

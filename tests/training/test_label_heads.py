@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from treg_med.errors import FormatError, GeometryError, ResourceError
-from treg_med.training.caption_words import PHRASES
-from treg_med.training.captions import read_attributes, render_caption
 from treg_med.training.label_heads import LabelHeads
 from treg_med.training.label_heads.maps import load_maps
 from treg_med.training.label_heads.planes import draw_cut
 from treg_med.training.label_heads.rendering import render
 from treg_med.training.label_heads.tissues import CODES, CONTRASTS, TISSUES, draw_signal
+from treg_med.words.captions import read_attributes, render_caption
+from treg_med.words.vocabulary import PHRASES
 
 # Number in the map -> FreeSurfer number.
 _CODES = {0: 0, 1: 2, 2: 41, 3: 3, 4: 42, 5: 4, 6: 43, 7: 24, 8: 515, 9: 507, 10: 511, 11: 506}

@@ -6,12 +6,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from treg_med.report.agreement import scorer_wins
+from treg_med.assessment.agreement import scorer_wins
 from treg_med.training.batches import TextStates
-from treg_med.training.captions import read_attributes
 from treg_med.training.config import ScorerSettings
 from treg_med.training.scorer_training import _contradicts, _degraded, _facts, train_scorer
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import read_attributes
 
 CAPTIONS = ("Axial T1-weighted brain MRI", "Axial FLAIR brain MRI")
 

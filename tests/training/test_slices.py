@@ -9,8 +9,8 @@ import torch
 
 from treg_med.errors import ConfigError, FormatError, GeometryError, ResourceError
 from treg_med.training.augmentation import augment, random_crops
-from treg_med.training.captions import SliceAttributes
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import SliceAttributes
 
 
 def write(path: Path, count: int = 4, size: int = 16, **columns: object) -> Path:

@@ -4,9 +4,9 @@ import random
 
 import torch
 
-from treg_med.training.captions import ATTRIBUTES, SliceAttributes, render_caption
 from treg_med.training.phantoms import draw_attributes
 from treg_med.training.text_encoder import build_tokenizer, train_text_encoder
+from treg_med.words.captions import ATTRIBUTES, SliceAttributes, render_caption
 
 KNOWN = [SliceAttributes(contrast=c, plane="axial", disease="glioma", lesions="many") for c in ATTRIBUTES["contrast"]]
 

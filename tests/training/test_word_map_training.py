@@ -10,10 +10,10 @@ from treg_med.priors.autoencoder import NullSpaceAutoencoder
 from treg_med.priors.word_map import WordMap
 from treg_med.training.autoencoder import build_autoencoder
 from treg_med.training.batches import TextStates
-from treg_med.training.captions import read_attributes
 from treg_med.training.config import AutoencoderSettings, WordMapSettings
 from treg_med.training.slices import CaptionedSlices
 from treg_med.training.word_map_training import _reduced, explained_by_words, train_word_map
+from treg_med.words.captions import read_attributes
 
 WIDTH = 32
 

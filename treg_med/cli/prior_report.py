@@ -15,7 +15,7 @@ from treg_med.errors import ConfigError
 from treg_med.notice import RESEARCH_ONLY
 
 if TYPE_CHECKING:
-    from treg_med.report.build import PriorReport
+    from treg_med.assessment.build import PriorReport
 
 __all__ = ["run"]
 
@@ -43,10 +43,10 @@ def run(
         )
     import torch
 
+    from treg_med.assessment.build import ReportSettings, build_report
+    from treg_med.assessment.card import record_understanding
     from treg_med.data.atomic import StagedFiles
     from treg_med.priors import DEFAULT_PRIOR
-    from treg_med.report.build import ReportSettings, build_report
-    from treg_med.report.card import record_understanding
     from treg_med.report.html import render
     from treg_med.runs.prior_source import PriorSource
 

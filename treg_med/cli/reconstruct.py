@@ -56,12 +56,12 @@ class Job:
 
 def run(job: Job, *, as_json: bool) -> None:
     """Reconstruct, write and report."""
-    from treg_med.data.prompts import check_text
     from treg_med.runs.driver import run_volumes
     from treg_med.runs.method import MethodChoice
     from treg_med.runs.names import unique_labels
     from treg_med.runs.plan import VolumeJob
     from treg_med.runs.tasks import failure_error
+    from treg_med.words.safe_text import check_text
 
     text_warnings = check_text(job.text)
     choice = MethodChoice(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from treg_med.data import open_scan
-from treg_med.data.prompts import check_text
 from treg_med.errors import ConfigError, TregMedError
 from treg_med.evaluation.config import ConfigFile, DatasetConfig, MethodConfig, ScenarioConfig
 from treg_med.evaluation.datasets import ScanFile, find_predictions, find_scans
@@ -17,6 +16,7 @@ from treg_med.evaluation.prompt_arms import ArmTexts, arm_texts
 from treg_med.runs.method import Method
 from treg_med.runs.plan import VolumeJob
 from treg_med.solvers.registry import get_solver
+from treg_med.words.safe_text import check_text
 
 __all__ = ["Case", "EvaluationPlan", "Problem", "Variant", "make_plan"]
 

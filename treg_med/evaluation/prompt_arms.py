@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from treg_med.training.captions import counterfactuals
+from treg_med.words.captions import counterfactuals
 
 __all__ = ["ARMS", "ArmTexts", "arm_texts", "contradiction", "derangement"]
 

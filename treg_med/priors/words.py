@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from treg_med.training.captions import mentioned_attributes, words_of
+from treg_med.words.captions import mentioned_attributes, words_of
 
 __all__ = ["word_warnings"]
 

@@ -1,4 +1,1 @@
-"""What a prior understands, measured: a model card with pictures, and the numbers beside it.
-
-`build.build_report` measures, `html.render` draws the page, `card.record_understanding` writes into the prior's card.
-"""
+"""HTML pages: of a prior's assessment (`html.render`) and of reconstructed volumes (`volume_page`)."""

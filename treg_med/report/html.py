@@ -6,10 +6,10 @@ import math
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from treg_med.assessment.build import PriorReport
+from treg_med.assessment.figures import curves
+from treg_med.assessment.statistics import Rate
 from treg_med.notice import RESEARCH_ONLY
-from treg_med.report.build import PriorReport
-from treg_med.report.figures import curves
-from treg_med.report.statistics import Rate
 
 __all__ = ["render"]
 

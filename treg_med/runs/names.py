@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from treg_med.data.atomic import safe_name
-from treg_med.data.prompts import ScanWords
 from treg_med.errors import ConfigError
+from treg_med.words.scan_words import ScanWords
 
 __all__ = ["VARIANTS", "OutputName", "output_name", "unique_labels"]
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from treg_med.training.augmentation import augment, random_crops
-from treg_med.training.captions import render_caption, swap_sides
 from treg_med.training.config import DenoiserSettings
 from treg_med.training.drawn_heads import HeadSource
 from treg_med.training.noise_draw import above, draw_crop_timesteps, draw_timesteps
 from treg_med.training.phantoms import draw_phantoms
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import render_caption, swap_sides
 
 __all__ = ["Batch", "CaptionedBatches", "TextStates", "slice_caption"]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from treg_med.training.augmentation import augment
 from treg_med.training.batches import TextStates, slice_caption
-from treg_med.training.captions import SliceAttributes, render_caption
 from treg_med.training.drawn_heads import HeadSource
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import SliceAttributes, render_caption
 
 __all__ = ["Examples", "draw_examples", "half_states"]
 

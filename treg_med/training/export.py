@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 
+from treg_med.assessment.agreement import EXCHANGED, scorer_wins
+from treg_med.assessment.card import understanding
+from treg_med.assessment.one_step import denoising_error
+from treg_med.assessment.slice_sets import phantom_slices
+from treg_med.assessment.words import word_tests
 from treg_med.data.whole_folder import whole_folder
 from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors.card import PRIOR_CARD, write_card
 from treg_med.priors.domain_guard import DOMAIN, calibrate_domain
 from treg_med.priors.latent import LatentPrior
 from treg_med.priors.weights import save_component
-from treg_med.report.agreement import EXCHANGED, scorer_wins
-from treg_med.report.card import understanding
-from treg_med.report.one_step import denoising_error
-from treg_med.report.slice_sets import phantom_slices
-from treg_med.report.words import word_tests
-from treg_med.training.captions import render_caption, words_of
 from treg_med.training.config import PriorFacts
 from treg_med.training.phantoms import PATIENT_LEFT_IS, draw_attributes
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import render_caption, words_of
 
 __all__ = ["export_prior"]
 

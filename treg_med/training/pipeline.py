@@ -157,7 +157,7 @@ class Training:
 
     def train_scorer(self) -> dict[str, float]:
         """Train the scorer; return how often a validation caption scores above a wrong one, by attribute."""
-        from treg_med.report.agreement import scorer_wins
+        from treg_med.assessment.agreement import scorer_wins
         from treg_med.training.scorer_training import train_scorer
 
         texts = self._texts()

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from treg_med.assessment.agreement import EXCHANGED
 from treg_med.priors.image_text_scorer import ImageTextScorer, shown_to_scorer
-from treg_med.report.agreement import EXCHANGED
 from treg_med.training.batches import TextStates
-from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import SliceAttributes, counterfactuals, plain_contrast, read_attributes
 from treg_med.training.config import ScorerSettings
 from treg_med.training.drawn_heads import HeadSource
 from treg_med.training.examples import draw_examples, half_states
 from treg_med.training.phantoms import draw_phantoms
 from treg_med.training.precision import faster_precision
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import SliceAttributes, counterfactuals, plain_contrast, read_attributes
+from treg_med.words.vocabulary import UNKNOWN
 
 __all__ = ["train_scorer"]
 

@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from treg_med.data.prompts import check_text
 from treg_med.errors import FormatError
-from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import ATTRIBUTES, SliceAttributes, read_attributes, size_word
+from treg_med.words.captions import ATTRIBUTES, SliceAttributes, read_attributes, size_word
+from treg_med.words.safe_text import check_text
+from treg_med.words.vocabulary import UNKNOWN
 
 __all__ = ["read_columns", "slice_attributes"]
 

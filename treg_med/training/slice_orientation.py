@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from treg_med.errors import FormatError
-from treg_med.training.captions import SliceAttributes
+from treg_med.words.captions import SliceAttributes
 
 __all__ = ["SIDES", "patient_left_is"]
 

@@ -17,9 +17,9 @@ from torch.nn import functional
 from treg_med.codec import even_margins
 from treg_med.data.hdf5_reader import text_attribute
 from treg_med.errors import ConfigError, FormatError, GeometryError, ResourceError
-from treg_med.training.captions import SliceAttributes
 from treg_med.training.slice_columns import read_columns, slice_attributes
 from treg_med.training.slice_orientation import SIDES, patient_left_is
+from treg_med.words.captions import SliceAttributes
 
 __all__ = ["CaptionedSlices"]
 

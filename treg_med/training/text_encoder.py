@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import ATTRIBUTES, SliceAttributes, render_caption, vocabulary
+from treg_med.words.captions import ATTRIBUTES, SliceAttributes, render_caption, vocabulary
+from treg_med.words.vocabulary import UNKNOWN
 
 __all__ = ["build_tokenizer", "train_text_encoder"]
 

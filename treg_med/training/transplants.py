@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from treg_med.training.augmentation import augment
-from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import SliceAttributes
 from treg_med.training.phantoms import PhantomBatch
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import SliceAttributes
+from treg_med.words.vocabulary import UNKNOWN
 
 __all__ = ["Transplants"]
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from treg_med.priors.latent import LatentPrior
 from treg_med.training.augmentation import augment, random_crops
-from treg_med.training.captions import swap_sides
 from treg_med.training.noise_draw import draw_crop_timesteps, draw_timesteps
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import swap_sides
 
 if TYPE_CHECKING:
     from treg_med.training.adaptation.run import AdaptationSettings

@@ -334,8 +334,8 @@ def _measured(
     prior: LatentPrior, slices: CaptionedSlices, say: Callable[[str], None], when: str
 ) -> dict[str, dict[str, float]]:
     """Round trip in dB (data range: the slice's maximum) and rms error of denoising per noise level."""
-    from treg_med.report.one_step import denoising_error
-    from treg_med.report.round_trip import measure_round_trip
+    from treg_med.assessment.one_step import denoising_error
+    from treg_med.assessment.round_trip import measure_round_trip
 
     chosen = _thinned(slices)
     chosen = replace(chosen, images=chosen.images.to(prior.device))

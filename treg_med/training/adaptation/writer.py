@@ -16,7 +16,7 @@ from treg_med.priors.adapters import base_sha256
 from treg_med.priors.card import write_card
 from treg_med.priors.latent import LatentPrior
 from treg_med.priors.weights import save_component
-from treg_med.training.captions import words_of
+from treg_med.words.captions import words_of
 
 if TYPE_CHECKING:
     from treg_med.training.adaptation.run import AdaptationSettings

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from treg_med.errors import GeometryError, ResourceError
-from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import SliceAttributes, count_word, size_word
 from treg_med.training.label_heads.lesions import CarriedLesion, LesionMask, load_all_plaques, load_infarcts
 from treg_med.training.label_heads.maps import HeadMap, load_maps
 from treg_med.training.label_heads.planes import NORMAL_AXIS, PLANES, Cut, draw_cut
 from treg_med.training.label_heads.rendering import render
 from treg_med.training.label_heads.tissues import BRAIN, CONTRASTS, PLAQUE_BED, TISSUES, index_of
 from treg_med.training.phantoms import PhantomBatch
+from treg_med.words.captions import SliceAttributes, count_word, size_word
+from treg_med.words.vocabulary import UNKNOWN
 
 __all__ = ["LabelHeads"]
 

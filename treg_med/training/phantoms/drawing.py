@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import SliceAttributes
 from treg_med.training.phantoms.anatomy import LESION_TISSUE, LOBES, Head, draw_head, lesion_cover, random_field
 from treg_med.training.phantoms.signal import tissue_signal
+from treg_med.words.captions import SliceAttributes
+from treg_med.words.vocabulary import UNKNOWN
 
 __all__ = ["PATIENT_LEFT_IS", "PhantomBatch", "draw_attributes", "draw_phantoms"]
 

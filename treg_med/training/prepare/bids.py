@@ -1,7 +1,7 @@
 """Anatomical MR scans of a BIDS folder, captioned from whitelisted words.
 
 Read are ``sub-*/[ses-*/]anat/*.nii[.gz]`` and the JSON sidecars beside them; ``participants.tsv`` is not. Every field
-is looked up in the whitelist of `treg_med.data.prompts` and never copied.
+is looked up in the whitelist of `treg_med.words` and never copied.
 
 Source: Gorgolewski et al., Scientific Data 2016, doi 10.1038/sdata.2016.44.
 """
@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from treg_med.data.prompts import ScanWords, words_from_label
 from treg_med.errors import FormatError
 from treg_med.training.prepare.scan_entry import ScanEntry, SliceText, guessed_subject
+from treg_med.words.scan_words import ScanWords, words_from_label
 
 __all__ = ["is_bids", "read_bids"]
 

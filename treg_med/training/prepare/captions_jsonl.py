@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from treg_med.data.prompts import check_text, words_from_label
 from treg_med.errors import ConfigError, FormatError, ResourceError, UnsafeFileError
 from treg_med.training.prepare.scan_entry import ScanEntry, SliceText, guessed_subject
+from treg_med.words.safe_text import check_text
+from treg_med.words.scan_words import words_from_label
 
 __all__ = ["CAPTIONS", "read_captions"]
 

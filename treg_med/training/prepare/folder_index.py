@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from treg_med.data.prompts import words_from_label
 from treg_med.errors import FormatError, ResourceError
 from treg_med.training.prepare.bids import is_bids, read_bids
 from treg_med.training.prepare.captions_jsonl import CAPTIONS, read_captions
 from treg_med.training.prepare.scan_entry import ScanEntry, SliceText, find_images, guessed_subject, is_mask_name
+from treg_med.words.scan_words import words_from_label
 
 __all__ = ["index_folder"]
 

@@ -13,7 +13,6 @@ from typing import Any
 from treg_med.data.atomic import StagedFiles, check_writable_folder, safe_name, writing
 from treg_med.data.safe_hdf5 import HDF5_SIGNATURE, check_readable_file, sha256_of
 from treg_med.errors import ConfigError, FormatError
-from treg_med.training.caption_words import UNKNOWN
 from treg_med.training.prepare.folder_index import index_folder
 from treg_med.training.prepare.scan_entry import ScanEntry, SliceText
 from treg_med.training.prepare.slice_file import (
@@ -25,6 +24,7 @@ from treg_med.training.prepare.slice_file import (
     stored_fingerprint,
 )
 from treg_med.training.prepare.slice_file_copy import copy_slice_file, has_masks, is_slice_file
+from treg_med.words.vocabulary import UNKNOWN
 
 __all__ = ["prepare_slices"]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from treg_med.data.prompts import ScanWords, suggest_text, words_from_label
 from treg_med.errors import FormatError
-from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import read_attributes
+from treg_med.words.captions import read_attributes
+from treg_med.words.scan_words import ScanWords, suggest_text, words_from_label
+from treg_med.words.vocabulary import UNKNOWN
 
 __all__ = ["IMAGE_SUFFIXES", "MASK_WORDS", "ScanEntry", "SliceText", "find_images", "guessed_subject", "is_mask_name"]
 

@@ -18,9 +18,9 @@ import torch
 from treg_med.data.hdf5_reader import text_attribute
 from treg_med.data.safe_hdf5 import check_fits_memory, hdf5_errors, open_hdf5
 from treg_med.errors import ConfigError, FormatError
-from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import read_attributes
 from treg_med.training.prepare.slice_file import SliceFileWriter, SliceRow, split_rows
+from treg_med.words.captions import read_attributes
+from treg_med.words.vocabulary import UNKNOWN
 
 __all__ = ["copy_slice_file", "has_masks", "is_slice_file"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from treg_med.assessment.figures import picture_row
 from treg_med.priors.base import Prior
-from treg_med.report.figures import picture_row
 from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["RoundTrip", "RoundTripRow", "measure_round_trip", "round_trip"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from treg_med.errors import FormatError
-from treg_med.training.caption_words import UNKNOWN
-from treg_med.training.captions import render_caption
 from treg_med.training.phantoms import PhantomBatch, draw_phantoms
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import render_caption
+from treg_med.words.vocabulary import UNKNOWN
 
 __all__ = ["phantom_slices", "real_slices"]
 

@@ -8,8 +8,8 @@ import h5py
 import pytest
 
 from treg_med.data import ScanWords, check_text, suggest_text
-from treg_med.data.prompts import words_from_label
 from treg_med.errors import ConfigError
+from treg_med.words.scan_words import words_from_label
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from treg_med.assessment.bars import GAIN_BARS
+from treg_med.assessment.classical import Image, block_matching, non_local_means, psnr, total_variation, tuned_weight
+from treg_med.assessment.figures import picture_row
+from treg_med.assessment.one_step import prior_images
+from treg_med.assessment.statistics import mean_and_error
 from treg_med.priors.base import Prior
-from treg_med.report.bars import GAIN_BARS
-from treg_med.report.classical import Image, block_matching, non_local_means, psnr, total_variation, tuned_weight
-from treg_med.report.figures import picture_row
-from treg_med.report.one_step import prior_images
-from treg_med.report.statistics import mean_and_error
 from treg_med.solvers.noise_levels import encoder_gain
 from treg_med.training.slices import CaptionedSlices
 

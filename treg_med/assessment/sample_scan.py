@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from treg_med.assessment.figures import picture_row
 from treg_med.codec import ImageCodec
 from treg_med.data import open_scan, sample_path
-from treg_med.report.figures import picture_row
 from treg_med.solvers.total_variation import TotalVariation
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from treg_med.assessment.figures import picture_grid
+from treg_med.assessment.paired import CONTRAST_TEXTS, SIDE_TEXTS
 from treg_med.priors.latent import LatentPrior
-from treg_med.report.figures import picture_grid
-from treg_med.report.paired import CONTRAST_TEXTS, SIDE_TEXTS
 
 __all__ = ["WordsAlone", "words_alone"]
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from treg_med.assessment.drawn_slices import drawn_slices
+from treg_med.assessment.figures import histograms, picture_grid
 from treg_med.codec import even_margins
 from treg_med.errors import ConfigError
 from treg_med.priors.base import Prior
-from treg_med.report.drawn_slices import drawn_slices
-from treg_med.report.figures import histograms, picture_grid
 from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["MemorisationAudit", "Nearest", "memorisation_audit", "nearest_slices"]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from treg_med.assessment.bars import WORD_BARS
+from treg_med.assessment.one_step import noised, prior_images, usable_levels
+from treg_med.assessment.statistics import Rate, win
 from treg_med.priors.base import Prior
-from treg_med.report.bars import WORD_BARS
-from treg_med.report.one_step import noised, prior_images, usable_levels
-from treg_med.report.statistics import Rate, win
-from treg_med.training.captions import SliceAttributes, counterfactuals, plain_contrast, read_attributes
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import SliceAttributes, counterfactuals, plain_contrast, read_attributes
 
 __all__ = [
     "AROUND_LESION",

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from treg_med.assessment.words import AROUND_LESION, WordTest
 from treg_med.data.atomic import StagedFiles
 from treg_med.errors import FormatError, ResourceError
-from treg_med.report.words import AROUND_LESION, WordTest
 
 __all__ = ["record_understanding", "understanding"]
 

@@ -10,8 +10,8 @@ import torch
 
 from treg_med.priors.base import Prior
 from treg_med.sampling import draw_samples
-from treg_med.training.captions import render_caption
 from treg_med.training.slices import CaptionedSlices
+from treg_med.words.captions import render_caption
 
 __all__ = ["drawn_slices", "varied_rows"]
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from treg_med.assessment.bars import ORACLE_BAR
+from treg_med.assessment.statistics import mean_and_error
 from treg_med.data.records import Measurement
 from treg_med.data.simulation import KspaceSimulation
 from treg_med.operators import CartesianMRI
 from treg_med.priors.base import Prediction, Prior
-from treg_med.report.bars import ORACLE_BAR
-from treg_med.report.statistics import mean_and_error
 from treg_med.solvers.noise_levels import NoiseLevel, noise_levels
 from treg_med.solvers.prior_space import PriorSpace
 from treg_med.solvers.problem import Problem

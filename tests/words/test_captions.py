@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from treg_med.training.captions import (
+from treg_med.words.captions import (
     ATTRIBUTES,
     SliceAttributes,
     counterfactuals,

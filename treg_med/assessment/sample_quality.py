@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from treg_med.assessment.agreement import scorer_wins
+from treg_med.assessment.drawn_slices import varied_rows
+from treg_med.assessment.one_step import prior_images
+from treg_med.assessment.statistics import Rate
 from treg_med.errors import ConfigError
 from treg_med.guidance import JointScorer
 from treg_med.priors.latent import LatentPrior
-from treg_med.report.agreement import scorer_wins
-from treg_med.report.drawn_slices import varied_rows
-from treg_med.report.one_step import prior_images
-from treg_med.report.statistics import Rate
 from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["NEIGHBOURS", "SampleQuality", "precision_and_recall", "sample_quality"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from treg_med.assessment.figures import picture_grid
+from treg_med.assessment.statistics import Rate
 from treg_med.priors.base import Prior
-from treg_med.report.figures import picture_grid
-from treg_med.report.statistics import Rate
 from treg_med.sampling import draw_samples
 from treg_med.training.phantoms import PATIENT_LEFT_IS
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from treg_med.assessment.statistics import Rate, win
+from treg_med.assessment.words import exchange_weights, exchanged_captions, exchanged_words
 from treg_med.guidance import JointScorer
 from treg_med.priors.image_text_scorer import agreement
-from treg_med.report.statistics import Rate, win
-from treg_med.report.words import exchange_weights, exchanged_captions, exchanged_words
 from treg_med.training.slices import CaptionedSlices
 
 __all__ = ["EXCHANGED", "scorer_wins"]

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cache
 
-from treg_med.training.caption_words import ORGANS, PHRASES, UNKNOWN, vocabulary
+from treg_med.words.vocabulary import ORGANS, PHRASES, UNKNOWN, vocabulary
 
 __all__ = [
     "ATTRIBUTES",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from treg_med.training.caption_words import ORGANS, PHRASES, vocabulary
+from treg_med.words.vocabulary import ORGANS, PHRASES, vocabulary
 
 __all__ = ["UnseenWords", "general_words", "unseen_words"]
 

@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from treg_med import __version__
+from treg_med.assessment.agreement import EXCHANGED
+from treg_med.assessment.bars import ROUND_TRIP_BARS, Verdict, judged
+from treg_med.assessment.card import understanding
+from treg_med.assessment.drawn_slices import drawn_slices
+from treg_med.assessment.gain import DenoisingGain, denoising_gain
+from treg_med.assessment.memorisation import MemorisationAudit, memorisation_audit
+from treg_med.assessment.one_step import TIMESTEPS, denoising_error, usable_levels
+from treg_med.assessment.oracle import OracleStart, oracle_start
+from treg_med.assessment.paired import PairedSamples, paired_samples
+from treg_med.assessment.round_trip import RoundTrip, measure_round_trip
+from treg_med.assessment.sample_quality import NEIGHBOURS, SampleQuality, sample_quality
+from treg_med.assessment.sample_scan import SampleScan, show_sample_scan
+from treg_med.assessment.slice_sets import phantom_slices, real_slices
+from treg_med.assessment.unseen_words import UnseenWords, unseen_words
+from treg_med.assessment.words import AROUND_LESION, OF_LESION, WordTest, word_tests
+from treg_med.assessment.words_alone import WordsAlone, words_alone
 from treg_med.errors import ConfigError
 from treg_med.notice import RESEARCH_ONLY
 from treg_med.priors.latent import LatentPrior
-from treg_med.report.agreement import EXCHANGED
-from treg_med.report.bars import ROUND_TRIP_BARS, Verdict, judged
-from treg_med.report.card import understanding
-from treg_med.report.drawn_slices import drawn_slices
-from treg_med.report.gain import DenoisingGain, denoising_gain
-from treg_med.report.memorisation import MemorisationAudit, memorisation_audit
-from treg_med.report.one_step import TIMESTEPS, denoising_error, usable_levels
-from treg_med.report.oracle import OracleStart, oracle_start
-from treg_med.report.paired import PairedSamples, paired_samples
-from treg_med.report.round_trip import RoundTrip, measure_round_trip
-from treg_med.report.sample_quality import NEIGHBOURS, SampleQuality, sample_quality
-from treg_med.report.sample_scan import SampleScan, show_sample_scan
-from treg_med.report.slice_sets import phantom_slices, real_slices
-from treg_med.report.unseen_words import UnseenWords, unseen_words
-from treg_med.report.words import AROUND_LESION, OF_LESION, WordTest, word_tests
-from treg_med.report.words_alone import WordsAlone, words_alone
 from treg_med.settings import check_settings, setting
 from treg_med.solvers.problem import Progress
 from treg_med.training.slices import CaptionedSlices
