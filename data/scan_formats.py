@@ -23,6 +23,7 @@ from treg_med.data.nifti import NiftiReader, looks_like_hounsfield, looks_like_n
 from treg_med.data.safe_hdf5 import HDF5_SIGNATURE, check_readable_file, hdf5_errors, open_hdf5
 from treg_med.data.sinogram_hdf5 import SinogramReader
 from treg_med.data.source import ScanReader, check_options
+from treg_med.data.trajectory_hdf5 import TrajectoryReader
 from treg_med.errors import FormatError
 from treg_med.plugins import Plugin, installed_plugins, plugin_problems
 
@@ -102,6 +103,7 @@ def _is_lodopab(content: FileContent, shape: tuple[int, int]) -> bool:
 
 _READERS: list[tuple[Callable[[FileContent], bool], type[ScanReader]]] = [
     (lambda c: _has(c, "kspace", "ismrmrd_header"), FastMriReader),
+    (lambda c: _has(c, "kspace", "trajectory"), TrajectoryReader),
     (lambda c: _has(c, "kspace"), RawKspaceReader),
     (lambda c: _has(c, "sinogram", "angles_deg") and "distanceSourceOrigin" in c.attributes, Htc2022Reader),
     (lambda c: _has(c, "exchange"), DataExchangeReader),
@@ -132,16 +134,17 @@ def register_reader(recognises: Callable[[FileContent], bool], reader: type[Scan
 def open_scan(path: str | os.PathLike[str], **options: Any) -> ScanReader:
     """Open a scan: k-space or CT projections in HDF5, or NIfTI (a scan is then simulated, and said to be).
 
-    HDF5: raw k-space, fastMRI, CT sinograms or counts with a declared geometry, LoDoPaB-CT, Data Exchange, HTC2022,
-    and volumes ``hounsfield``. NIfTI: MR magnitudes, and CT in Hounsfield units, known by values below -200.
+    HDF5: raw k-space, k-space along a trajectory, fastMRI, CT sinograms or counts with a declared geometry, LoDoPaB-CT,
+    Data Exchange, HTC2022, and volumes ``hounsfield``. NIfTI: MR magnitudes, and CT in Hounsfield units, known by
+    values below -200.
 
     Parameters
     ----------
     path
         The file; its name and extension do not matter.
     **options
-        Of the reader: see `RawKspaceReader`, `FastMriReader` and `NiftiReader` for MRI; `SinogramReader`,
-        `LodopabReader`, `DataExchangeReader`, `Htc2022Reader` and `HounsfieldReader` for CT.
+        Of the reader: see `RawKspaceReader`, `TrajectoryReader`, `FastMriReader` and `NiftiReader` for MRI;
+        `SinogramReader`, `LodopabReader`, `DataExchangeReader`, `Htc2022Reader` and `HounsfieldReader` for CT.
 
     Returns
     -------

@@ -16,7 +16,17 @@ from treg_med.cli.failures import EXIT_CODES
 from treg_med.notice import RESEARCH_ONLY
 from treg_med.operators import CartesianMRI
 
-PAGES = ["command_line", "computed_tomography", "methods", "prior", "training", "evaluation", "extending", "solvers"]
+PAGES = [
+    "architecture",
+    "command_line",
+    "computed_tomography",
+    "methods",
+    "prior",
+    "training",
+    "evaluation",
+    "extending",
+    "solvers",
+]
 
 
 @pytest.fixture(scope="module")
