@@ -118,7 +118,8 @@ SOLVER_CASES: list[SolverCase] = [
     SolverCase("ct-tv", "tv", {"max_iterations": 20}, residual=(0.8, 1.5), data=ct_measurement),
     SolverCase("ct-pwls-tv", "pwls-tv", {"max_iterations": 25}, data=ct_measurement),
     SolverCase("ct-wavelet", "wavelet", residual=(0.8, 1.2), data=ct_measurement),
-    SolverCase("ct-treg", "treg", {"steps": 2}, prior=gaussian_prior, residual=(0.6, 1.1), data=ct_measurement),
+    # Two steps of this length magnify the rounding of a batch a thousandfold.
+    SolverCase("ct-treg", "treg", {"steps": 4}, prior=gaussian_prior, residual=(0.6, 1.1), data=ct_measurement),
     SolverCase("ct-dds", "dds", {"steps": 3}, prior=gaussian_prior, residual=(0.6, 1.1), data=ct_measurement),
     SolverCase("ct-ldps", "ldps", {"steps": 3}, prior=gaussian_prior, residual=(0.6, 1.1), data=ct_measurement),
 ]

@@ -81,6 +81,14 @@ def test_a_tree_of_derivatives(scans: list[Path], tmp_path: Path) -> None:
     assert sidecar["compute"] == {"device": "cpu", "threads": 1, "network_batch": None}
 
 
+def test_copies_of_a_scan_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Their slices are the same work, and each volume forgets its own when it is complete."""
+    (first,) = write_scans(tmp_path, 1)
+    copies = [shutil.copy(first, tmp_path / f"copy{k}.h5") for k in range(3)]
+    found = list(run_volumes(jobs([first, *map(Path, copies)], tmp_path / "out", report=True), workers=2, device="cpu"))
+    assert [outcome.status for outcome in found] == ["done"] * 4
+
+
 def _never(progress: Progress) -> None:
     """A callback keeps the work in this process."""
 

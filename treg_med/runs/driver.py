@@ -265,7 +265,7 @@ class _Run:
             return
         if self._overwrite:
             for each in plan.methods:
-                RecordStore(self._tree(volume.job).records(each.work_hash)).clear()
+                RecordStore(self._tree(volume.job).records(each.record_key)).clear()
         chunks = [plan.indices[k : k + self._chunk] for k in range(0, len(plan.indices), self._chunk)]
         if not plan.todo:
             self._submit(volume, "assemble", Assemble(plan))
@@ -369,7 +369,7 @@ class _Run:
                 self._list_failure(volume, failure, label=label)
         if status == "skipped":
             for each in volume.remaining.methods:  # left by a run that was killed between its last two steps
-                RecordStore(self._tree(volume.job).records(each.work_hash)).clear()
+                RecordStore(self._tree(volume.job).records(each.record_key)).clear()
         if volume.lock is not None:
             volume.lock.release()
         del self.open[volume.number]

@@ -46,7 +46,7 @@ class SlicePlace:
 
 def record_store(plan: VolumePlan, each: MethodPlan) -> RecordStore:
     """Return where the finished slices of a method are kept."""
-    return RecordStore(OutputTree(plan.job.out).records(each.work_hash))
+    return RecordStore(OutputTree(plan.job.out).records(each.record_key))
 
 
 @dataclass(frozen=True)

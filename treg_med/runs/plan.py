@@ -87,6 +87,11 @@ class MethodPlan:
     run_hash: str
     state: str
 
+    @property
+    def record_key(self) -> str:
+        """Name of the folder of its finished slices: two files of the same content must not clear each other's."""
+        return hashlib.sha256(f"{self.work_hash}/{self.stem}".encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class VolumePlan:

@@ -78,9 +78,9 @@ class OutputTree:
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
 
-    def records(self, work_hash: str) -> Path:
-        """Folder of the finished slices of unfinished work."""
-        return self.root / WORK / work_hash[:32]
+    def records(self, key: str) -> Path:
+        """Folder of the finished slices of unfinished work (`MethodPlan.record_key`)."""
+        return self.root / WORK / key[:32]
 
     def lock(self, base: str) -> Path:
         """Lock file of a volume."""
