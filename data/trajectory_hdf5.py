@@ -14,6 +14,7 @@ Attributes as of raw k-space (see `generic_hdf5`), and ``image_shape``, (rows, c
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -147,8 +148,12 @@ class TrajectoryReader(Hdf5Reader):
         dataset = self._optional(name)
         if dataset is None:
             return None
-        values = single_precision(self._read(dataset, index if dataset.ndim > dimensions else None))
-        return values
+        return single_precision(self._read(dataset, index if dataset.ndim > dimensions else None))
+
+    @cached_property
+    def _transform(self) -> NonuniformFFT:
+        """Of all slices: its interpolation matrix is made once."""
+        return NonuniformFFT(self._image_shape, self._points)
 
     def _measure(self, index: int) -> Measurement:
         kspace = self._dataset("kspace")
@@ -158,7 +163,7 @@ class TrajectoryReader(Hdf5Reader):
         check_finite(y[:, None], index)
         facts = self._provenance()
         facts["noise_std"] = "estimated by the solver" if self.header.noise_std is None else "given"
-        transform = NonuniformFFT(self._image_shape, self._points)
+        transform = self._transform
         maps = self._of_slice("sensitivity_maps", 3, index)
         facts["sensitivity_maps"] = "single coil"
         if maps is not None:

@@ -36,7 +36,7 @@ from treg_med.operators.fourier_diagonal import FourierDiagonal, point_response
 from treg_med.operators.power_iteration import power_iteration
 from treg_med.operators.unexplained_noise import unexplained_noise_std
 
-__all__ = ["AdjointOperator", "Composition", "Identity", "LinearOperator", "PerCoil", "Scaled", "Sum"]
+__all__ = ["AdjointOperator", "Composition", "Identity", "LinearOperator", "PerCoil", "Scaled", "Sum", "Wrapper"]
 
 # Enough for the level of an image, not for its detail.
 _QUICK_ITERATIONS = 3
@@ -384,14 +384,37 @@ class Composition(LinearOperator):
         return f"({self.outer._label()} @ {self.inner._label()})"
 
 
-class PerCoil(LinearOperator):
+class Wrapper(LinearOperator):
+    """An operator around one of the same measurement, which answers for it."""
+
+    def __init__(
+        self, operator: LinearOperator, domain_shape: tuple[int, ...], range_shape: tuple[int, ...]
+    ) -> None:
+        super().__init__(domain_shape, range_shape, is_complex=operator.is_complex)
+        self.operator = operator
+        self.image_unit = operator.image_unit
+
+    @property
+    def measured(self) -> Tensor | None:
+        """What the operator measures."""
+        return self.operator.measured
+
+    @property
+    def shift_invariant(self) -> bool:
+        """As the operator."""
+        return self.operator.shift_invariant
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the operator says."""
+        return self.operator.facts()
+
+
+class PerCoil(Wrapper):
     """The same operator for each of several coils, ``(*batch, coils, *domain)`` to ``(*batch, coils, *range)``."""
 
     def __init__(self, operator: LinearOperator, coils: int) -> None:
         domain, data = operator.domain_shape, operator.range_shape
-        super().__init__((coils, *domain), (coils, *data), is_complex=operator.is_complex)
-        self.operator = operator
-        self.image_unit = operator.image_unit
+        super().__init__(operator, (coils, *domain), (coils, *data))
         self._coil_axis = coils
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -409,25 +432,11 @@ class PerCoil(LinearOperator):
         """Return the norm of the operator of one coil."""
         return self.operator.norm(max_iter=max_iter, rtol=rtol)
 
-    @property
-    def measured(self) -> Tensor | None:
-        """What is measured of every coil."""
-        return self.operator.measured
-
     def samples_noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
         """Return the root mean square of the levels of the coils."""
         parts = [None] * len(y) if weights is None else weights
         levels = [self.operator.samples_noise_std(coil, part) for coil, part in zip(y, parts, strict=True)]
         return math.sqrt(sum(level**2 for level in levels) / len(levels))
-
-    @property
-    def shift_invariant(self) -> bool:
-        """As the operator of one coil."""
-        return self.operator.shift_invariant
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the operator of one coil says."""
-        return self.operator.facts()
 
     def _label(self) -> str:
         return f"PerCoil({self.operator._label()})"
@@ -459,7 +468,7 @@ class Sum(LinearOperator):
         return f"({self.first._label()} + {self.second._label()})"
 
 
-class Scaled(LinearOperator):
+class Scaled(Wrapper):
     """The multiple ``s A`` of an operator; a complex factor needs a complex operator."""
 
     def __init__(self, operator: LinearOperator, factor: complex) -> None:
@@ -468,9 +477,7 @@ class Scaled(LinearOperator):
             raise ConfigError(f"cannot scale an operator by {factor}: the factor must be finite")
         if value.imag != 0 and not operator.is_complex:
             raise ConfigError(f"cannot scale the real operator {operator!r} by {factor}: use a real factor")
-        super().__init__(operator.domain_shape, operator.range_shape, is_complex=operator.is_complex)
-        self.operator = operator
-        self.image_unit = operator.image_unit
+        super().__init__(operator, operator.domain_shape, operator.range_shape)
         self.factor: complex = value if value.imag else value.real
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -508,27 +515,13 @@ class Scaled(LinearOperator):
         self._prox_arguments(x0, y, weight)
         return self.operator.prox(x0, y / self.factor, weight / abs(self.factor) ** 2, max_iter=max_iter, rtol=rtol)
 
-    @property
-    def measured(self) -> Tensor | None:
-        """What the operator measures."""
-        return self.operator.measured
-
     def noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
         """Return |s| times what the operator finds in y / s."""
         return abs(self.factor) * self.operator.noise_std(y / self.factor, weights)
 
-    @property
-    def shift_invariant(self) -> bool:
-        """As the operator."""
-        return self.operator.shift_invariant
-
     def fourier_diagonal(self) -> FourierDiagonal:
         """Return |s|^2 times that of the operator."""
         return self.operator.fourier_diagonal().times(abs(self.factor) ** 2)
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the operator says."""
-        return self.operator.facts()
 
     def _label(self) -> str:
         return f"{self.factor:g} * {self.operator._label()}"

@@ -13,7 +13,7 @@ from treg_med.errors import ConfigError, GeometryError
 from treg_med.operators.base import LinearOperator
 from treg_med.operators.fourier_diagonal import FourierDiagonal
 from treg_med.operators.masks import SamplingMask, mask_facts
-from treg_med.operators.noise import estimate_noise_std
+from treg_med.operators.noise import estimate_noise_std, whitened
 
 __all__ = ["CartesianGram", "CartesianMRI"]
 
@@ -139,7 +139,7 @@ class CartesianMRI(LinearOperator):
 
     def samples_noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
         """Estimate the noise from the highest sampled frequencies (see `estimate_noise_std`)."""
-        return estimate_noise_std(y if weights is None else y * weights.sqrt(), self.mask)
+        return estimate_noise_std(whitened(y, weights), self.mask)
 
     def fourier_diagonal(self) -> FourierDiagonal:
         r"""Return the share of every frequency that the coils bring into the sampled set.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from treg_med.errors import ConfigError, GeometryError
-from treg_med.operators.noise import white_noise_std
+from treg_med.operators.noise import white_noise_std, whitened
 
 __all__ = ["Operator", "align_batches", "broadcast_batch", "checked_image_shape", "checked_matrix"]
 
@@ -128,9 +128,8 @@ class Operator(torch.nn.Module, metaclass=_ImmutableAfterInit):
         """
         seen = self.measured
         if weights is not None:
-            y = y * weights.sqrt()
             seen = weights > 0 if seen is None else (weights > 0) & seen
-        return white_noise_std(y, seen)
+        return white_noise_std(whitened(y, weights), seen)
 
     def facts(self) -> dict[str, Any]:
         """Return what belongs beside a result, as JSON holds it: coils, acceleration, views, arc."""

@@ -16,6 +16,7 @@ __all__ = [
     "gaussian_noise",
     "highest_frequency_noise_std",
     "white_noise_std",
+    "whitened",
 ]
 
 # Median of |z| for a standard normal z: turns a median absolute deviation into a standard deviation.
@@ -152,6 +153,11 @@ def estimate_real_noise_std(data: Tensor) -> float:
     Donoho, Johnstone: Ideal spatial adaptation by wavelet shrinkage, Biometrika 81 (1994) 425.
     """
     return white_noise_std(data)
+
+
+def whitened(data: Tensor, weights: Tensor | None) -> Tensor:
+    """Return data of variance sigma^2 / w as data of variance sigma^2; weights of None are one."""
+    return data if weights is None else data * weights.sqrt()
 
 
 def white_noise_std(data: Tensor, measured: Tensor | None = None) -> float:

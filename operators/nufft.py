@@ -13,7 +13,7 @@ from torch import Tensor
 from treg_med.errors import ConfigError, GeometryError, ResourceError
 from treg_med.operators.base import LinearOperator
 from treg_med.operators.contract import checked_image_shape
-from treg_med.operators.noise import highest_frequency_noise_std
+from treg_med.operators.noise import highest_frequency_noise_std, whitened
 
 __all__ = [
     "NonuniformFFT",
@@ -108,7 +108,7 @@ class NonuniformFFT(LinearOperator):
     def samples_noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
         """Estimate the noise from the tenth of the samples at the highest frequencies."""
         radius = self._points.square().sum(1).to(y.device)
-        return highest_frequency_noise_std((y if weights is None else y * weights.sqrt())[None], radius)
+        return highest_frequency_noise_std(whitened(y, weights)[None], radius)
 
     def facts(self) -> dict[str, Any]:
         """Return the number of samples and the highest frequency in cycles per pixel."""

@@ -13,7 +13,7 @@ from treg_med.operators.contract import checked_image_shape
 from treg_med.operators.fourier import centered_fft2, centered_ifft2
 from treg_med.operators.inpainting import Inpainting
 from treg_med.operators.masks import SamplingMask
-from treg_med.operators.noise import estimate_noise_std
+from treg_med.operators.noise import estimate_noise_std, whitened
 
 __all__ = ["FourierTransform", "Sampling"]
 
@@ -47,7 +47,7 @@ class FourierTransform(LinearOperator):
 
     def samples_noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
         """Estimate the noise from the highest frequencies (see `estimate_noise_std`)."""
-        return estimate_noise_std(y if weights is None else y * weights.sqrt())
+        return estimate_noise_std(whitened(y, weights))
 
 
 class Sampling(Inpainting):
@@ -72,7 +72,7 @@ class Sampling(Inpainting):
 
     def samples_noise_std(self, y: Tensor, weights: Tensor | None = None) -> float:
         """Estimate the noise from the highest sampled frequencies (see `estimate_noise_std`)."""
-        return estimate_noise_std(y if weights is None else y * weights.sqrt(), self.mask)
+        return estimate_noise_std(whitened(y, weights), self.mask)
 
     def facts(self) -> dict[str, Any]:
         """Return the acceleration and the mask."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from treg_med.errors import ConfigError, GeometryError
-from treg_med.operators.base import Composition, LinearOperator
+from treg_med.operators.base import Composition, LinearOperator, Wrapper
 
 __all__ = ["Weighted"]
 
 
-class Weighted(LinearOperator):
+class Weighted(Wrapper):
     r"""The whitened operator :math:`W^{1/2} A`, whose normal operator is :math:`A^H W A`.
 
     Data of variance :math:`\sigma^2 / w_i` become data of variance :math:`\sigma^2` when multiplied by
@@ -46,7 +44,7 @@ class Weighted(LinearOperator):
     _roots: Tensor
 
     def __init__(self, operator: LinearOperator, weights: Tensor) -> None:
-        super().__init__(operator.domain_shape, operator.range_shape, is_complex=operator.is_complex)
+        super().__init__(operator, operator.domain_shape, operator.range_shape)
         values = torch.as_tensor(weights).detach()
         if tuple(values.shape) != operator.range_shape:
             raise GeometryError(
@@ -57,8 +55,6 @@ class Weighted(LinearOperator):
             raise ConfigError(f"expected real, finite weights >= 0, got {values.dtype}; use 1 / variance")
         if not bool((values > 0).any()):
             raise ConfigError("expected at least one weight above 0, got only zeros: no sample would be left")
-        self.operator = operator
-        self.image_unit = operator.image_unit
         kept = values if values.is_floating_point() else values.float()
         self.register_buffer("weights", kept.clone())
         self.register_buffer("_roots", kept.sqrt())
@@ -87,15 +83,6 @@ class Weighted(LinearOperator):
         roots = self._roots.to(y.real.dtype)
         own = self.weights if weights is None else self.weights * weights
         return self.operator.noise_std(torch.where(roots > 0, y / roots, 0), own)
-
-    @property
-    def shift_invariant(self) -> bool:
-        """As the operator."""
-        return self.operator.shift_invariant
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the operator says."""
-        return self.operator.facts()
 
     def _label(self) -> str:
         return f"Weighted({self.operator._label()})"

@@ -58,13 +58,15 @@ class SIRT(Solver):
         image = torch.zeros_like(operator.adjoint(problem.y))
         best, least = image, torch.full_like(problem.noise_std, torch.inf)
         active = torch.ones_like(problem.noise_std, dtype=torch.bool)
-        dims = len(operator.domain_shape)
+        dims, events = len(operator.domain_shape), tuple(range(-len(operator.range_shape), 0))
+        misfit = problem.y
         for step in range(1, self.max_iterations + 1):
-            moved = image + self.relaxation * pixels * operator.adjoint(rays * (problem.y - operator(image)))
+            moved = image + self.relaxation * pixels * operator.adjoint(rays * misfit)
             image = moved.clamp_min(0) if self.nonnegative else moved
+            misfit = problem.y - operator(image)
             if step % _BLOCK and step < self.max_iterations:
                 continue
-            residual = problem.residual(image)
+            residual = (misfit.square().sum(events) / operator.n_measured()).sqrt() / problem.noise_std
             # A ray that grazes the image counts as much as one through its middle: in the end its noise is fitted, and
             # the others worse.
             better = active & (residual < least)
